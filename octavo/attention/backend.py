@@ -1,0 +1,96 @@
+"""The seam between layers, the runner and attention kernels: what a step looks like, and what a backend must do.
+
+Shapes: T tokens of the step, R rows, N query heads, K key/value heads, H head size, B blocks of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionQuery:
+    """What a layer needs of a backend; `why_not` answers it."""
+
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    block_size: int
+    dtype: str
+    cache_dtype: str
+    window: int | None = None  # tokens visible to a query, itself included
+    soft_cap: float | None = None
+    sinks: bool = False
+    capability: tuple[int, int] | None = None  # of the device, where it has one
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """The constants of one layer's attention."""
+
+    scale: float
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+@dataclass(slots=True)
+class GroupStep:
+    """One cache group's share of a step."""
+
+    block_table: torch.Tensor  # [R, B] int32; empty places hold block 0, the null block
+    slots: torch.Tensor  # [T] int64: block * block_size + offset of each token of the step
+    plan: Any = None  # made by the group's backend, once a step
+
+
+@dataclass(slots=True)
+class StepContext:
+    """Everything a forward may read of its step. Passed down as `forward(hidden, step)`; layers never keep it.
+
+    Rows are in batch order; row r's tokens are query_start[r] : query_start[r + 1]. `query_lens` and `max_seq_lens`
+    are what the host knows without asking the device: exact counts, and upper bounds of `seq_lens`.
+    """
+
+    positions: torch.Tensor  # [T] int64 (or [3, T] for multimodal rope)
+    query_start: torch.Tensor  # [R + 1] int32
+    seq_lens: torch.Tensor  # [R] int32: tokens in the cache once this step has run
+    query_lens: list[int]
+    max_seq_lens: list[int]
+    groups: list[GroupStep]
+    rows: torch.Tensor  # [R] int64: rows of the row table
+    extras: dict[str, Any] = field(default_factory=dict)  # what extensions add, by name
+
+    @property
+    def num_tokens(self) -> int:
+        return self.positions.shape[-1]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.query_lens)
+
+
+class AttentionBackend(Protocol):
+    """Paged attention over one cache group. One file each; chosen by `attention/select.py`."""
+
+    name: str
+
+    def why_not(self, query: AttentionQuery) -> str | None:
+        """None if this backend can serve `query`, else the reason."""
+
+    def plan(self, step: StepContext, group: int) -> Any:
+        """Whatever the kernels need of this step, made once for all layers of a group."""
+
+    def graph_key(self, step: StepContext) -> Hashable:
+        """Steps with equal keys may share a captured graph."""
+
+    def forward(
+        self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall
+    ) -> torch.Tensor:
+        """Causal attention of the step's tokens over the cache, their own keys and values included (they are written
+        before). `cache` is [num_blocks, 2, block_size, K, H], strided by block. Returns [T, N, H]."""

@@ -1,0 +1,71 @@
+"""Which positions of a request must stay in the cache, and what a prefix hit may reuse.
+
+A retention answers questions about counts and never touches a block. `block_size` is in tokens everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+Found = Callable[[int], bool]  # is block i of this request in the index?
+
+
+class Retention(Protocol):
+    def first_live_block(self, num_computed: int, block_size: int) -> int:
+        """Blocks before this one are never read again once `num_computed` tokens are computed."""
+
+    def peak_blocks(self, num_tokens: int, block_size: int, chunk: int) -> int:
+        """The most blocks a request of `num_tokens` holds at once, when computed `chunk` tokens at a time."""
+
+    def longest_hit(self, num_blocks: int, block_size: int, found: Found) -> int:
+        """The largest h <= num_blocks such that the state after block h-1 can be had from indexed blocks."""
+
+    def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
+        """The first block of a hit of `num_blocks` blocks that must be in the table; those before stay empty."""
+
+
+@dataclass(frozen=True)
+class KeepAll:
+    """Every token attends to all before it."""
+
+    def first_live_block(self, num_computed: int, block_size: int) -> int:
+        return 0
+
+    def peak_blocks(self, num_tokens: int, block_size: int, chunk: int) -> int:
+        return -(-num_tokens // block_size)
+
+    def longest_hit(self, num_blocks: int, block_size: int, found: Found) -> int:
+        return next((i for i in range(num_blocks) if not found(i)), num_blocks)
+
+    def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class KeepWindow:
+    """A token attends to itself and the `window` - 1 tokens before it."""
+
+    window: int
+
+    def first_live_block(self, num_computed: int, block_size: int) -> int:
+        # the next token, at position num_computed, reads from num_computed - window + 1 on
+        return max(0, num_computed - self.window + 1) // block_size
+
+    def peak_blocks(self, num_tokens: int, block_size: int, chunk: int) -> int:
+        return -(-min(num_tokens, self.window - 1 + chunk + block_size) // block_size)
+
+    def longest_hit(self, num_blocks: int, block_size: int, found: Found) -> int:
+        need = -(-(self.window - 1) // block_size)  # contiguous blocks that the next token can see
+        if need == 0:
+            return num_blocks
+        run = 0
+        for i in range(num_blocks - 1, -1, -1):  # from the right: the first run long enough ends at the longest hit
+            run = run + 1 if found(i) else 0
+            if run >= need or (run and i == 0):
+                return i + run
+        return 0
+
+    def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
+        return self.first_live_block(num_blocks * block_size, block_size)

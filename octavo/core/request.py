@@ -1,0 +1,112 @@
+"""What the engine knows of one request, from arrival to its last token. Owned by the core's thread."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from octavo.core.params import SamplingParams
+
+
+class RequestStatus(enum.IntEnum):
+    """Where a request is. Everything past PREEMPTED is finished."""
+
+    WAITING = 0
+    RUNNING = 1
+    PREEMPTED = 2
+    FINISHED_STOPPED = 3
+    FINISHED_LENGTH = 4
+    FINISHED_ABORTED = 5
+    FINISHED_ERROR = 6
+
+    @property
+    def is_finished(self) -> bool:
+        return self > RequestStatus.PREEMPTED
+
+
+class FinishReason(enum.IntEnum):
+    """Why a request ended; the integers are the wire form (vLLM's)."""
+
+    STOP = 0
+    LENGTH = 1
+    ABORT = 2
+    ERROR = 3
+    REPETITION = 4
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+FINISH_REASONS = {
+    RequestStatus.FINISHED_STOPPED: FinishReason.STOP,
+    RequestStatus.FINISHED_LENGTH: FinishReason.LENGTH,
+    RequestStatus.FINISHED_ABORTED: FinishReason.ABORT,
+    RequestStatus.FINISHED_ERROR: FinishReason.ERROR,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One generation job.
+
+    Token counts, in order:  num_computed_tokens <= num_tokens + num_in_flight
+
+        | prompt ................ | sampled, known | sampled, in flight |
+        0                  num_prompt         num_tokens      num_scheduled_end
+
+    `num_computed_tokens` is optimistic: it is advanced when a step is planned, not when it has run. `num_in_flight`
+    counts tokens that planned steps will sample and whose ids the host does not know yet. `epoch` is raised by every
+    preemption: results of steps planned under an older epoch are dropped.
+    """
+
+    request_id: str
+    token_ids: list[int]  # prompt, then every sampled token the host knows
+    params: SamplingParams
+    arrival_time: float
+    priority: int = 0
+    max_tokens: int = 0  # resolved: never beyond the model's length
+    stop_token_ids: frozenset[int] = frozenset()  # that stop with stop_reason
+    eos_token_ids: frozenset[int] = frozenset()  # that stop without; empty under ignore_eos
+    cache_keys: tuple[object, ...] = ()  # salt, adapter, media: enter the hash of the first block
+    num_prompt_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_in_flight: int = 0
+    num_cached_tokens: int = -1  # prompt tokens taken from the cache at first admission; -1: not admitted yet
+    num_preemptions: int = 0
+    epoch: int = 0
+    status: RequestStatus = RequestStatus.WAITING
+    skip_cache_reads: bool = False
+    stop_reason: int | str | None = None
+    error: str | None = None
+    block_hashes: list[bytes] = field(default_factory=list)  # of full blocks of known tokens
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_tokens_expected(self) -> int:
+        """Tokens there will be once every planned step has run."""
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens that could be planned now."""
+        return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """The next step of this request is a single token."""
+        return self.num_uncomputed <= 1
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Lower is served first, under the priority policy."""
+        return (self.priority, self.arrival_time, self.request_id)

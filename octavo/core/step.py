@@ -1,0 +1,69 @@
+"""One step of the engine, as plain data: what to do (scheduler to runner) and what came of it (runner to scheduler).
+
+A plan carries counts, never values that only the device knows: last tokens, lengths, positions and slots live in the
+device's row table and are advanced there, so the next step can be planned before this one's tokens are known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.core.params import SamplingParams
+
+BlockIds = tuple[list[int], ...]  # one list a cache group
+
+
+@dataclass(slots=True)
+class NewRow:
+    """A request that gets a row: newly admitted, or resumed after preemption."""
+
+    request_id: str
+    token_ids: list[int]  # every token known so far (prompt and, when resumed, outputs)
+    num_prompt_tokens: int
+    num_computed_tokens: int  # already in the cache
+    block_ids: BlockIds
+    params: SamplingParams
+    seed: int  # of this request's random numbers; fixed over its life
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step does. `num_scheduled_tokens` is in batch order."""
+
+    step_id: int
+    num_scheduled_tokens: dict[str, int]
+    new_rows: list[NewRow] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)  # rows to drop first: finished or preempted
+    new_block_ids: dict[str, BlockIds] = field(default_factory=dict)  # appended to the tables of running rows
+    skipped_tokens: dict[str, int] = field(default_factory=dict)  # found in the cache since: advance without computing
+    sampled: list[str] = field(default_factory=list)  # rows whose last token gets a successor, in batch order
+    epochs: dict[str, int] = field(default_factory=dict)
+    page_copies: list[tuple[int, int, int]] = field(default_factory=list)  # (group, from block, to block), before the forward
+    shared_prefix: list[tuple[list[str], int]] = field(default_factory=list)  # rows that share leading blocks
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.num_scheduled_tokens.values())
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.num_scheduled_tokens or self.removed)
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Log-probabilities of one sampled token. The sampled token is first; then the top N, best first."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]  # 1 is the most likely
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What came of a plan, parallel to `plan.sampled`."""
+
+    step_id: int
+    token_ids: list[int]
+    logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)  # of the requests that asked
+    failed: dict[str, str] = field(default_factory=dict)  # rows whose own forward or sampling went wrong: why

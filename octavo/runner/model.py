@@ -1,0 +1,30 @@
+"""What the runner sees of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+
+from octavo.attention.backend import StepContext
+from octavo.cache.spec import CacheSpec
+
+
+class Model(Protocol):
+    vocab_size: int
+
+    def cache_specs(self) -> Mapping[str, CacheSpec]:
+        """What each stateful layer keeps, by the layer's name, in layer order."""
+
+    def bind_caches(self, parts: Mapping[str, Mapping[str, torch.Tensor]], group_of: Mapping[str, int]) -> None:
+        """Hands each stateful layer its views (part name -> [num_blocks, *shape]) and its group's index."""
+
+    def plan(self, step: StepContext) -> None:
+        """Lets each group's backend fill `step.groups[g].plan`, once a step."""
+
+    def forward(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
+        """[T] int64 -> final hidden states [T, hidden]."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[S, hidden] -> [S, vocab_size] float32."""
