@@ -44,7 +44,9 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
     config = text_config(checkpoint.config)
     vocab_size = config.get("vocab_size")
     if not isinstance(vocab_size, int) or vocab_size < 1:
-        raise CheckpointError(f"{checkpoint.name}: config.json: vocab_size must be a positive number, got {vocab_size!r}")
+        raise CheckpointError(
+            f"{checkpoint.name}: config.json: vocab_size must be a positive number, got {vocab_size!r}"
+        )
     max_positions, reason = _max_positions(config, checkpoint.name)
     dtype = config.get("dtype") or config.get("torch_dtype") or checkpoint.config.get("dtype")
     dtype = dtype or checkpoint.config.get("torch_dtype")
@@ -103,6 +105,7 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(old)
     for key, value in new.items():
         inner = result.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        result[key] = _merged(inner, value) if both else value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = _merged(inner, value)
+        result[key] = value
     return result

@@ -61,7 +61,10 @@ class Options:
     seed: int = option(0, "model", "Seed of random weights and of requests that bring none.", low=0, high=2**63 - 1)
     hf_overrides: dict[str, Any] = option({}, "model", "Entries that replace those of config.json, nested ones merged.")
     max_logprobs: int = option(
-        20, "model", "Most log-probabilities that a request may ask for at each token. -1: the whole vocabulary.", low=-1
+        20,
+        "model",
+        "Most log-probabilities that a request may ask for at each token. -1: the whole vocabulary.",
+        low=-1,
     )
     max_model_len: Context | None = option(
         None,
@@ -73,7 +76,9 @@ class Options:
 
     # ---- text
     skip_tokenizer_init: bool = option(False, "text", "Load no tokenizer: token ids in, token ids out.")
-    chat_template: str | None = option(None, "text", "File with a Jinja chat template, or the template. Unset: the model's.")
+    chat_template: str | None = option(
+        None, "text", "File with a Jinja chat template, or the template. Unset: the model's."
+    )
     generation_config: str = option(
         "auto",
         "text",
@@ -133,7 +138,9 @@ class Options:
     )
 
     # ---- machine
-    attention_backend: str | None = option(None, "machine", "Attention kernels by name. Unset: the first that can serve.")
+    attention_backend: str | None = option(
+        None, "machine", "Attention kernels by name. Unset: the first that can serve."
+    )
     threads: int | None = option(
         None, "machine", "Threads for arithmetic on a CPU. Unset: one for each core this process may use.", low=1
     )
@@ -180,7 +187,7 @@ class OptionRow:
         return self.check(text)
 
     def check(self, value: Any) -> Any:
-        """`value` if this option can have it; strings like "1GiB" and "auto" become numbers. Raises ConfigurationError."""
+        """`value` if this option can have it, "1GiB" and "auto" as numbers. Raises ConfigurationError."""
         if value is None and self.default is None:
             return None
         if isinstance(value, str) and self.kind in ("bytes", "tokens", "context"):

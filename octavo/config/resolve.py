@@ -115,7 +115,9 @@ class _Choice:
         max_model_len, may_shrink = self._max_model_len()
         backend = options.attention_backend
         if backend is None:
-            self.because("attention_backend", "by platform", "the first of the platform's order that can serve the model")
+            self.because(
+                "attention_backend", "by platform", "the first of the platform's order that can serve the model"
+            )
         max_logprobs = options.max_logprobs
         if max_logprobs == -1:
             max_logprobs = self.facts.vocab_size
@@ -209,9 +211,7 @@ class _Choice:
         else:
             raise ConfigurationError(f"generation_config: the content of {options.generation_config} was not read")
         merged = {**source, **options.override_generation_config}
-        defaults = {
-            field: merged[entry] for entry, field in _SAMPLING_FIELDS.items() if merged.get(entry) is not None
-        }
+        defaults = {field: merged[entry] for entry, field in _SAMPLING_FIELDS.items() if merged.get(entry) is not None}
         unknown = sorted(set(options.override_generation_config) - set(_SAMPLING_FIELDS) - {"eos_token_id"})
         if unknown:
             raise ConfigurationError(
@@ -244,9 +244,8 @@ class _Choice:
         unsafe = self.facts.unsafe_dtypes
         if asked != "auto":
             if asked not in self.platform.dtypes:
-                raise ConfigurationError(
-                    f"dtype {asked} does not compute on {self.platform.name}: use one of {', '.join(self.platform.dtypes)}"
-                )
+                known = ", ".join(self.platform.dtypes)
+                raise ConfigurationError(f"dtype {asked} does not compute on {self.platform.name}: use one of {known}")
             if asked in unsafe:
                 raise ConfigurationError(
                     f"dtype {asked} overflows in {self.facts.architecture}: use bfloat16 or float32"
@@ -262,20 +261,23 @@ class _Choice:
         else:
             # Host memory is plentiful, and float32 holds every value of the shorter types.
             dtype = "float32" if self.platform.shares_memory else usable[0]
-            trouble = "overflows in this model" if stored in unsafe else f"would be emulated on this {self.platform.name}"
+            trouble = (
+                "overflows in this model" if stored in unsafe else f"would be emulated on this {self.platform.name}"
+            )
             why = f"stored as {stored}, which {trouble}"
         self.because("dtype", dtype, why)
         return dtype
 
     def _load_format(self, checkpoint: Checkpoint) -> str:
-        asked = self.options.load_format
+        asked: str = self.options.load_format
         if asked == "dummy":
             return asked
         if asked == "auto":
             self.because("load_format", checkpoint.format, "what the model has")
+            asked = checkpoint.format
         elif asked != checkpoint.format:
             raise ConfigurationError(f"load_format {asked}: {checkpoint.name} has {checkpoint.format} weights")
-        return checkpoint.format
+        return asked
 
     def _max_model_len(self) -> tuple[int, bool]:
         asked, most = self.options.max_model_len, self.facts.max_positions
@@ -308,7 +310,9 @@ class _Choice:
     def _depth(self) -> int:
         asked, beside = self.options.async_scheduling, self.platform.is_asynchronous
         if asked is None:
-            why = "the device works beside the host" if beside else "the host is the device: there is nothing to overlap"
+            why = (
+                "the device works beside the host" if beside else "the host is the device: there is nothing to overlap"
+            )
             self.because("async_scheduling", beside, why)
             asked = beside
         return 2 if asked else 1

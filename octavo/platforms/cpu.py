@@ -68,7 +68,7 @@ def platform(root: Path = Path("/")) -> Platform:
         capability=None,
         instruction_sets=sets,
         attention_order=_attention_order,
-        op_order=("cpu", "torch"),
+        op_order=("torch",),
         graphs="eager",
         collectives="gloo",
         pinned_memory=False,
@@ -145,7 +145,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
 
 
 def memory_info(root: Path = Path("/")) -> tuple[int, int]:
-    """(free, total) bytes: the machine's, or the control group's where that is less. Cached file pages count as free."""
+    """(free, total) bytes: the machine's, or the control group's if that is less. Cached file pages count as free."""
     machine = psutil.virtual_memory()
     free, total = machine.available, machine.total
     for folder in _groups(root, "memory"):

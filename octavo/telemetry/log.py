@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -101,7 +101,7 @@ def progress_bar(
     """With an iterable: the same items, counted as they are taken. Without: a `Progress` to advance and close."""
     if iterable is None:
         return Progress(total, description, unit, enabled=enabled)
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     return _counted(iterable, Progress(total, description, unit, enabled=enabled))
 
