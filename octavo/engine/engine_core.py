@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import deque
@@ -14,9 +15,8 @@ from octavo.engine.recovery import Quarantine
 from octavo.errors import PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
 from octavo.scheduler.scheduler import Scheduler
-from octavo.telemetry.log import get_logger
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class EngineCore:

@@ -13,10 +13,10 @@ MAX_SHARES = 8  # long prompts that advance in one step
 
 
 class LongPrefill:
-    """At most `threshold` prompt tokens of one request a step, while others compete."""
+    """At most `threshold` prompt tokens of one request a step, while others compete. 0 is no limit."""
 
     def __init__(self, threshold: int) -> None:
-        self._threshold = threshold
+        self._threshold = threshold or UNLIMITED
         self._limit = UNLIMITED
 
     def begin(self, plan: PlanView, running: Sequence[Request], waiting: Sequence[Request], is_fair: bool) -> None:
