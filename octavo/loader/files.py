@@ -221,7 +221,8 @@ def _place(name: str, stored: dict[str, Any], path: Path) -> tuple[str, tuple[in
     needed = prod(shape) * _TORCH_TYPES[dtype].itemsize
     if begin < 0 or end - begin != needed:
         raise WeightError(
-            f"{path}: tensor {name} of shape {list(shape)} and type {dtype} needs {needed:,} bytes and has {end - begin:,}"
+            f"{path}: tensor {name} of shape {list(shape)} and type {dtype} needs {needed:,} bytes, "
+            f"but has {end - begin:,}"
         )
     return dtype, shape, begin, end
 
