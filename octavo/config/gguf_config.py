@@ -89,6 +89,7 @@ def _shared_keys(header: GgufHeader, keys: _Keys) -> dict[str, Any]:
     if embedding is None:
         raise WeightError(f"{header.path} has no tensor token_embd.weight")
     hidden_size, num_heads = int(keys.need("embedding_length")), int(keys.need("attention.head_count"))
+    head_dim = keys.get("attention.key_length") or keys.get("rope.dimension_count") or hidden_size // num_heads
     config: dict[str, Any] = {
         "vocab_size": embedding.shape[0],
         "hidden_size": hidden_size,
@@ -96,7 +97,7 @@ def _shared_keys(header: GgufHeader, keys: _Keys) -> dict[str, Any]:
         "num_hidden_layers": int(keys.need("block_count")),
         "num_attention_heads": num_heads,
         "num_key_value_heads": int(keys.get("attention.head_count_kv", num_heads)),
-        "head_dim": int(keys.get("attention.key_length") or keys.get("rope.dimension_count") or hidden_size // num_heads),
+        "head_dim": int(head_dim),
         "max_position_embeddings": int(keys.need("context_length")),
         "rms_norm_eps": float(keys.need("attention.layer_norm_rms_epsilon")),
         "hidden_act": "silu",

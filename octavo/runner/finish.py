@@ -79,6 +79,7 @@ class SampleFinish:
             if output.nan.any():
                 for i in output.nan.nonzero()[:, 0].tolist():
                     result.failed.setdefault(plan.sampled[i], "its logits are not finite (NaN)")
-            for i, logprobs in output.logprobs_host().items():
-                result.logprobs[plan.sampled[i]] = logprobs
+            for block in output.logprobs:
+                for i, logprobs in block.rows():
+                    result.logprobs[plan.sampled[i]] = logprobs
         return result

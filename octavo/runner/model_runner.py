@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,23 @@ class RunningStep:
 
 
 class ModelRunner:
+    """`scrub(blocks by group)` clears what is not finite from blocks whose row failed."""
+
     def __init__(
-        self, model: Model, table: RowTable, finish: Finish, extensions: Sequence[BatchExtension], block_size: int
+        self,
+        model: Model,
+        table: RowTable,
+        finish: Finish,
+        extensions: Sequence[BatchExtension],
+        block_size: int,
+        scrub: Callable[[Mapping[int, Iterable[int]]], None],
     ) -> None:
         self.model = model
         self.table = table
         self._finish = finish
         self._extensions = extensions
         self._block_size = block_size
+        self._scrub = scrub
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> RunningStep:
@@ -61,8 +70,12 @@ class ModelRunner:
         step.launched = self._finish.launch(step.batch, step.hidden)
         step.hidden = None
 
+    @torch.inference_mode()
     def collect(self, step: RunningStep) -> StepResult:
-        return self._finish.collect(step.plan, step.batch, step.launched)
+        result = self._finish.collect(step.plan, step.batch, step.launched)
+        for request_id in result.failed:
+            self._scrub(self.table.blocks(step.batch.rows_host[step.batch.request_ids.index(request_id)]))
+        return result
 
     def reset(self) -> None:
         """Drops all rows: steps were lost, and whoever goes on is sent anew."""

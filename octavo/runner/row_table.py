@@ -80,6 +80,13 @@ class RowTable:
         self.tokens[rows, self.length[rows]] = token_ids.to(torch.int32)
         self.length[rows] += 1
 
+    def blocks(self, row: int) -> dict[int, list[int]]:
+        """The blocks of a row, by group."""
+        return {
+            group: table[row, : int(self._num_blocks[group, row])].tolist()
+            for group, table in enumerate(self.block_tables)
+        }
+
     def clear(self) -> None:
         for row in self.row_of.values():
             heapq.heappush(self._free, row)
