@@ -24,9 +24,7 @@ class LogprobBlock:
 
     def to_host(self) -> LogprobBlock:
         """Starts copies to the host; on a GPU they are complete once the stream has been waited for."""
-        copies = [
-            tensor.to("cpu", non_blocking=True) for tensor in (self.token_ids, self.logprobs, self.ranks)
-        ]
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in (self.token_ids, self.logprobs, self.ranks)]
         return LogprobBlock(self.batch_idx, self.num_top, *copies)
 
     def rows(self) -> Iterator[tuple[int, TokenLogprobs]]:

@@ -174,12 +174,15 @@ def _top_values(logits_SV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     vocab_size = logits_SV.shape[1]
     if not 0 < count * BLOCK * 4 <= vocab_size:
         return logits_SV.topk(count, -1)
-    blocks_SNB = _blocks(logits_SV, -torch.inf)
+    tail_size = vocab_size % BLOCK  # what is left after whole blocks is always looked at
+    blocks_SNB = _blocks(logits_SV[:, : vocab_size - tail_size], -torch.inf)
     block_ids_SK = blocks_SNB.amax(-1).topk(count, -1, sorted=False).indices
-    values_SKB = blocks_SNB.gather(1, block_ids_SK[:, :, None].expand(-1, -1, BLOCK))
-    values_SK, places_SK = values_SKB.flatten(1).topk(count, -1)
-    token_ids_SK = block_ids_SK.gather(1, places_SK // BLOCK) * BLOCK + places_SK % BLOCK
-    return values_SK, token_ids_SK.clamp_(max=vocab_size - 1)
+    inside_B = torch.arange(BLOCK, device=logits_SV.device)
+    in_blocks_SM = (block_ids_SK[:, :, None] * BLOCK + inside_B).flatten(1)
+    in_tail_SM = torch.arange(vocab_size - tail_size, vocab_size, device=logits_SV.device).expand(len(logits_SV), -1)
+    token_ids_SM = torch.cat([in_blocks_SM, in_tail_SM], dim=1)
+    values_SK, places_SK = logits_SV.gather(1, token_ids_SM).topk(count, -1)
+    return values_SK, token_ids_SM.gather(1, places_SK)
 
 
 def _blocks(values_SV: Tensor, fill: float) -> Tensor:
