@@ -20,6 +20,10 @@ class Core(Protocol):
 
     def has_work(self) -> bool: ...
 
+    def reset_prefix_cache(self) -> bool: ...
+
+    def shutdown(self) -> None: ...
+
 
 class EngineClient(Protocol):
     """Used by one thread at a time."""
@@ -61,7 +65,7 @@ class InlineClient:
         return self.core.has_work()
 
     def reset_prefix_cache(self) -> bool:
-        return bool(self.core.reset_prefix_cache())
+        return self.core.reset_prefix_cache()
 
     def shutdown(self) -> None:
         self.core.shutdown()

@@ -135,7 +135,9 @@ class WindowDetokenizer:
     ) -> None:
         self._text, self._skip = text, skip_special_tokens
         self._keep_apart = skip_special_tokens or keep_apart
-        self._ids = list(prompt_token_ids[-_WINDOW_TOKENS:])
+        silent = text.special_ids if skip_special_tokens else frozenset()
+        self._ids = [token_id for token_id in prompt_token_ids[-4 * _WINDOW_TOKENS :] if token_id not in silent]
+        self._ids = self._ids[-_WINDOW_TOKENS:]
         self._read = len(self._ids)
         self._last_special = False
 
@@ -143,13 +145,15 @@ class WindowDetokenizer:
         return "".join([self._push(token_id) for token_id in token_ids])
 
     def _push(self, token_id: int) -> str:
-        self._ids.append(token_id)
         is_special = token_id in self._text.special_ids
+        if is_special and self._skip:
+            return ""
+        self._ids.append(token_id)
         was_special, self._last_special = self._last_special, is_special
         new = self._new_text()
         pending = len(self._ids) - self._read
         if not new or (new.endswith(_REPLACEMENT) and pending < _MAX_PENDING_TOKENS):
-            if pending >= 4 * _MAX_PENDING_TOKENS:  # silent tokens: the window must not grow without end
+            if pending >= 4 * _MAX_PENDING_TOKENS:  # tokens without text: the window must not grow without end
                 self._advance()
             return ""
         self._advance()

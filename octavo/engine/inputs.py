@@ -101,7 +101,7 @@ class InputProcessor:
         arrival_time = time.monotonic()
         eos = [] if params.ignore_eos else self.eos_token_ids
         submits = [
-            Submit(child_id, token_ids, child_params, arrival_time, priority, salt, eos)
+            Submit(child_id, token_ids, child_params, arrival_time, priority, salt, eos, child_params.seed)
             for child_id, child_params in _children(core_id, params)
         ]
         return PreparedRequest(request_id, text, token_ids, params, submits)
@@ -137,8 +137,10 @@ class InputProcessor:
                 raise InvalidRequest("a prompt needs one of prompt and prompt_token_ids", "prompt")
             if salt is not None and (not isinstance(salt, str) or not salt):
                 raise InvalidParameter("cache_salt", salt, "a string that is not empty")
-        else:
+        elif hasattr(prompt, "__len__"):
             token_ids = prompt
+        else:
+            raise InvalidParameter("prompt", prompt, "a string, token ids or a dictionary")
         if text is not None and not isinstance(text, str):
             raise InvalidParameter("prompt", text, "a string")
         if token_ids is None:

@@ -11,8 +11,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from octavo.core.messages import Delta, LogprobRow, StepOutputs, Submit
-from octavo.core.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestMetrics, RequestOutput
+from octavo.core.messages import Delta, StepOutputs, Submit
+from octavo.core.outputs import (
+    CompletionOutput,
+    Logprob,
+    PositionLogprobs,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.request import FinishReason
 from octavo.engine.detokenizer import Detokenizer, TokenText
@@ -73,7 +80,7 @@ class Completion:
         self._decoded = 0  # of token_ids
         self.text = ""
         self._shown = 0  # log-probability rows that were turned into dictionaries
-        self.logprob_rows: list[LogprobRow | PositionLogprobs] | None = None if params.logprobs is None else []
+        self.logprob_rows: list[TokenLogprobs | PositionLogprobs] | None = None if params.logprobs is None else []
         self.cumulative_logprob: float | None = None if params.logprobs is None else 0.0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
@@ -85,8 +92,7 @@ class Completion:
                 request.prompt_token_ids, params.skip_special_tokens, params.spaces_between_special_tokens
             )
             if params.stop:
-                stops = [params.stop] if isinstance(params.stop, str) else params.stop
-                self._stop_strings = StopStrings(stops, params.include_stop_str_in_output)
+                self._stop_strings = StopStrings(params.stop_strings, params.include_stop_str_in_output)
 
     def extend(self, delta: Delta) -> bool:
         """Takes in a step's tokens. True if they complete a stop string: then the core does not know that it is over."""
@@ -140,11 +146,11 @@ class Completion:
             stop_reason=self.stop_reason,
         )
         self.has_news = False
-        if kind == _DELTA:
+        if kind is _DELTA:
             self.token_ids, self.text, self._decoded, self._shown = [], "", 0, 0
             if self.logprob_rows is not None:
                 self.logprob_rows = []
-        elif kind == _CUMULATIVE:  # the lists still grow
+        elif kind is _CUMULATIVE:  # the lists still grow
             output.token_ids = self.token_ids.copy()
         return output
 
@@ -176,12 +182,12 @@ class Completion:
             return None
         for position in range(self._shown, len(rows)):
             row = rows[position]
-            if isinstance(row, LogprobRow):
+            if isinstance(row, TokenLogprobs):
                 rows[position] = self._dictionary(row)
         self._shown = len(rows)
         return [row for row in rows if isinstance(row, dict)]
 
-    def _dictionary(self, row: LogprobRow) -> PositionLogprobs:
+    def _dictionary(self, row: TokenLogprobs) -> PositionLogprobs:
         text = self._token_text
         return {
             token_id: Logprob(logprob, rank, None if text is None else text.text_of(token_id))
@@ -222,13 +228,18 @@ class ActiveRequest:
         return self.num_unfinished == 0
 
     @property
+    def streams(self) -> bool:
+        """Tokens come as they are made, not all at the end: the same question as the core's `Request.streams`."""
+        return self.params.output_kind is not _FINAL_ONLY or bool(self.params.stop)
+
+    @property
     def num_output_tokens(self) -> int:
         return sum(completion.num_tokens for completion in self.completions)
 
     def take(self) -> RequestOutput | None:
         """What `output_kind` asks for, covering everything since the last call; None if there is nothing."""
         kind = self.params.output_kind
-        if kind == _FINAL_ONLY:
+        if kind is _FINAL_ONLY:
             ready = self.completions if self.finished else []
         else:
             ready = [completion for completion in self.completions if completion.has_news]
@@ -275,7 +286,7 @@ class OutputProcessor:
                 continue
             request = completion.request
             if delta.token_ids:
-                if request.metrics.first_token_time is None:
+                if request.metrics.first_token_time is None and request.streams:
                     request.metrics.first_token_time = now
                 request.metrics.last_token_time = now
             if delta.num_cached_tokens > request.num_cached_tokens:
@@ -287,7 +298,7 @@ class OutputProcessor:
             if completion.finish_reason is not None:
                 del completions[delta.request_id]
                 request.num_unfinished -= 1
-            if not request.is_listed and (request.params.output_kind != _FINAL_ONLY or request.num_unfinished == 0):
+            if not request.is_listed and (request.params.output_kind is not _FINAL_ONLY or request.num_unfinished == 0):
                 request.is_listed = True
                 result.changed.append(request)
         for request in result.changed:

@@ -1,0 +1,44 @@
+"""Options → a complete configuration: finds the model and the machine, and lets `config/resolve.py` choose.
+
+Loads no weights and no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.config.checkpoint import Checkpoint, find_checkpoint
+from octavo.config.engine_config import EngineConfig
+from octavo.config.model_facts import model_facts, with_overrides
+from octavo.config.options import Options, read_generation_config
+from octavo.config.resolve import Resolved, resolve
+from octavo.platforms.detect import detect
+from octavo.platforms.platform import Platform
+
+
+@dataclass(frozen=True)
+class Configured:
+    resolved: Resolved
+    platform: Platform
+
+    @property
+    def config(self) -> EngineConfig:
+        return self.resolved.config
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.config.model.checkpoint
+
+
+def configure(options: Options, model: Mapping[str, Any] | None = None) -> Configured:
+    """`model` is the content of a config.json, for random weights of a shape; else `options.model` names it.
+    Raises CheckpointError or ConfigurationError."""
+    platform = detect()
+    checkpoint = find_checkpoint(
+        options.model if model is None else model, revision=options.revision, load_format=options.load_format
+    )
+    facts = model_facts(with_overrides(checkpoint, options.hf_overrides))
+    generation_config = read_generation_config(options.generation_config)
+    return Configured(resolve(options, checkpoint, platform.facts(), facts, generation_config), platform)
