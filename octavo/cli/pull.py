@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from octavo.config.fetch import pull
+    from octavo.config.checkpoint import pull
 
     setup_logging()
     print(pull(args.model, args.revision))

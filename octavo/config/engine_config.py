@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ModelConfig:
     checkpoint: Checkpoint  # its config has hf_overrides applied
-    tokenizer: str  # directory, GGUF file or hub id
+    tokenizer: str  # directory, GGUF file or hub id; "" with skip_tokenizer_init and a checkpoint that has no path
     dtype: str  # "float32", "bfloat16", "float16"
     max_model_len: int  # tokens, prompt and output together
     max_model_len_may_shrink: bool  # to what the cache holds; else a model that does not fit is refused

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from octavo.core.facts import ModelFacts
@@ -29,16 +28,6 @@ _SCALED_ALREADY = ("su", "longrope", "llama3", "default", "mrope")  # their max_
 _FLOAT16_OVERFLOWS = ("gemma2", "gemma3", "gemma3_text", "glm4", "plamo2")  # activations pass 65,504
 
 
-def with_overrides(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Checkpoint:
-    """`checkpoint` with `overrides` merged into its config, nested objects key by key."""
-    if not overrides:
-        return checkpoint
-    config = _merged(checkpoint.config, overrides)
-    names = config.get("architectures") or [checkpoint.architecture]
-    architecture = names[0] if "architectures" in overrides else checkpoint.architecture
-    return replace(checkpoint, config=config, architecture=architecture)
-
-
 def model_facts(checkpoint: Checkpoint) -> ModelFacts:
     """Raises CheckpointError for a config that lacks what every model has."""
     config = text_config(checkpoint.config)
@@ -48,14 +37,15 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
             f"{checkpoint.name}: config.json: vocab_size must be a positive number, got {vocab_size!r}"
         )
     max_positions, reason = _max_positions(config, checkpoint.name)
-    dtype = config.get("dtype") or config.get("torch_dtype") or checkpoint.config.get("dtype")
-    dtype = dtype or checkpoint.config.get("torch_dtype")
+    named = None
+    if not config.get("quantization_config"):  # else a type to compute in is a suggestion, and the machine knows better
+        named = checkpoint.dtype or config.get("dtype") or config.get("torch_dtype")
     return ModelFacts(
         architecture=checkpoint.architecture,
         vocab_size=vocab_size,
         max_positions=max_positions,
         max_positions_reason=reason,
-        dtype=str(dtype).removeprefix("torch.") if dtype else None,
+        dtype=str(named).removeprefix("torch.") if named else None,
         unsafe_dtypes=("float16",) if config.get("model_type") in _FLOAT16_OVERFLOWS else (),
     )
 
@@ -99,13 +89,3 @@ def _rope_parameters(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return []
     nested = [part for part in rope.values() if isinstance(part, Mapping)]
     return nested or [rope]
-
-
-def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(old)
-    for key, value in new.items():
-        inner = result.get(key)
-        if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            value = _merged(inner, value)
-        result[key] = value
-    return result

@@ -14,11 +14,11 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from octavo.errors import ConfigurationError
 
+Model = Annotated[str | dict[str, Any], "model"]
 Size = Annotated[int, "bytes"]  # 1073741824, "1GiB", "500MB"
 Count = Annotated[int, "tokens"]  # 32768, "32k" (32,000), "32K" (32,768)
 Context = Annotated[int, "context"]  # a Count, or "auto", which is -1
@@ -44,8 +44,11 @@ class Options:
     """What the user said. Make one with `make_options`, which checks every value."""
 
     # ---- model
-    model: str | None = option(
-        None, "model", "Directory, GGUF file or hub id of the model. Unset: a small demo model, fetched once."
+    model: Model | None = option(
+        None,
+        "model",
+        "Directory, GGUF file or hub id of the model. Unset: a small demo model, fetched once. "
+        "From Python also a config.json's content, with load_format dummy.",
     )
     tokenizer: str | None = option(None, "model", "Directory or hub id of the tokenizer. Unset: the model's own.")
     revision: str | None = option(None, "model", "Branch, tag or commit of a hub id. Unset: its default branch.")
@@ -59,7 +62,7 @@ class Options:
         "auto", "model", "Weight files to read. auto: what the model has. dummy: random weights from config.json alone."
     )
     seed: int = option(0, "model", "Seed of random weights and of requests that bring none.", low=0, high=2**63 - 1)
-    hf_overrides: dict[str, Any] = option({}, "model", "Entries that replace those of config.json, nested ones merged.")
+    hf_overrides: dict[str, Any] = option({}, "model", "Entries that replace those of config.json.")
     max_logprobs: int = option(
         20,
         "model",
@@ -83,7 +86,7 @@ class Options:
         "auto",
         "text",
         "Where default sampling values come from. auto: the model's generation_config.json. "
-        "none (or vllm): octavo's own defaults. Else a directory or file to read.",
+        "vllm: none of them, as in vLLM. Else a directory or file to read.",
     )
     override_generation_config: dict[str, Any] = option(
         {}, "text", "Default sampling values that replace those of the generation config."
@@ -152,7 +155,7 @@ class OptionRow:
     """One option, as flags and documents need it."""
 
     name: str
-    kind: str  # "text", "integer", "number", "switch", "choice", "bytes", "tokens", "context", "json"
+    kind: str  # "text", "model", "integer", "number", "switch", "choice", "bytes", "tokens", "context", "json"
     default: Any
     text: str
     group: str
@@ -195,6 +198,8 @@ class OptionRow:
         match self.kind:
             case "text":
                 good = isinstance(value, str) and value != ""
+            case "model":
+                good = (isinstance(value, str) and value != "") or (isinstance(value, dict) and len(value) > 0)
             case "choice":
                 good = value in self.choices
             case "switch":
@@ -219,6 +224,8 @@ class OptionRow:
         match self.kind:
             case "text":
                 return "a string that is not empty"
+            case "model":
+                return "a directory, a GGUF file, a hub id or (from Python) the content of a config.json"
             case "choice":
                 return "one of " + ", ".join(self.choices)
             case "switch":
@@ -279,24 +286,6 @@ def make_options(values: Mapping[str, Any] | None = None, **more: Any) -> Option
             near = difflib.get_close_matches(name, rows, n=1)
             raise ConfigurationError(f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else ""))
     return Options(**{name: rows[name].check(value) for name, value in given.items()})
-
-
-def read_generation_config(source: str) -> dict[str, Any] | None:
-    """The generation config that a path names; None if `source` is a word (auto, none, vllm) and names no file."""
-    if source in ("auto", "none", "vllm"):
-        return None
-    path = Path(source)
-    if path.is_dir():
-        path = path / "generation_config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"generation_config: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigurationError(f"generation_config: {path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"generation_config: {path} must hold a JSON object")
-    return content
 
 
 _BYTE_UNITS = {

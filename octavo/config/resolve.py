@@ -3,7 +3,6 @@ asks no machine and logs nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from octavo.config.engine_config import (
     SchedulerConfig,
     TextConfig,
 )
-from octavo.config.model_facts import text_config, with_overrides
 from octavo.config.options import Options, option_rows
 from octavo.core.facts import ModelFacts, PlatformFacts
 from octavo.errors import ConfigurationError
@@ -54,23 +52,16 @@ class Resolved:
     reasons: list[Reason]
 
 
-def resolve(
-    options: Options,
-    checkpoint: Checkpoint,
-    platform: PlatformFacts,
-    model: ModelFacts,
-    generation_config: Mapping[str, Any] | None = None,
-) -> Resolved:
-    """`model` describes `checkpoint` after `with_overrides(checkpoint, options.hf_overrides)`. `generation_config` is
-    the content of what `options.generation_config` names, if that is a path. Raises ConfigurationError."""
+def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, model: ModelFacts) -> Resolved:
+    """`checkpoint` has `hf_overrides` applied and the `generation_config` that the options name; `model` describes it.
+    Raises ConfigurationError."""
     choice = _Choice(options, platform, model)
-    checkpoint = with_overrides(checkpoint, options.hf_overrides)
     model_config = choice.model(checkpoint)
     config = EngineConfig(
         model=model_config,
         cache=choice.cache(),
         scheduler=choice.scheduler(model_config.max_model_len),
-        text=choice.text(checkpoint, generation_config),
+        text=choice.text(checkpoint),
         machine=choice.machine(),
     )
     return Resolved(config, choice.in_order())
@@ -196,33 +187,32 @@ class _Choice:
             depth=self._depth(),
         )
 
-    def text(self, checkpoint: Checkpoint, generation_config: Mapping[str, Any] | None) -> TextConfig:
+    def text(self, checkpoint: Checkpoint) -> TextConfig:
         options = self.options
-        if options.skip_tokenizer_init:
+        skip = options.skip_tokenizer_init
+        if skip:
             for name in ("tokenizer", "chat_template"):
                 if getattr(options, name) is not None:
                     raise ConfigurationError(f"{name} has no meaning with skip_tokenizer_init: give one of them")
-        if generation_config is not None:
-            source, where = generation_config, options.generation_config
-        elif options.generation_config == "auto":
-            source, where = checkpoint.generation_config or {}, "the model's generation_config.json"
-        elif options.generation_config in ("none", "vllm"):
-            source, where = {}, "octavo's own defaults"
-        else:
-            raise ConfigurationError(f"generation_config: the content of {options.generation_config} was not read")
-        merged = {**source, **options.override_generation_config}
-        defaults = {field: merged[entry] for entry, field in _SAMPLING_FIELDS.items() if merged.get(entry) is not None}
-        unknown = sorted(set(options.override_generation_config) - set(_SAMPLING_FIELDS) - {"eos_token_id"})
+        elif checkpoint.path is None and options.tokenizer is None:
+            skip = True
+            self.because("skip_tokenizer_init", True, "a configuration alone brings no tokenizer")
+        override = options.override_generation_config
+        unknown = sorted(set(override) - set(_SAMPLING_FIELDS) - {"eos_token_id"})
         if unknown:
             raise ConfigurationError(
                 f"override_generation_config: {', '.join(unknown)} cannot be set here; "
                 f"known are {', '.join(_SAMPLING_FIELDS)}, eos_token_id"
             )
+        merged = {**checkpoint.generation_config, **override}
+        defaults = {field: merged[entry] for entry, field in _SAMPLING_FIELDS.items() if merged.get(entry) is not None}
+        words = {"auto": "the model's generation_config.json sets", "vllm": "octavo's own defaults;"}
+        where = words.get(options.generation_config, f"{options.generation_config} sets")
+        where += " and override_generation_config set" if override else ""
         shown = ", ".join(f"{field}={value}" for field, value in defaults.items()) or "no sampling value"
-        self.because("generation_config", options.generation_config, f"{where} sets {shown}")
-        eos = _token_ids(merged.get("eos_token_id")) or _token_ids(checkpoint.config.get("eos_token_id"))
-        eos = eos or _token_ids(text_config(checkpoint.config).get("eos_token_id"))
-        return TextConfig(options.skip_tokenizer_init, options.chat_template, defaults, eos)
+        self.because("generation_config", options.generation_config, f"{where} {shown}")
+        eos = _token_ids(override["eos_token_id"]) if "eos_token_id" in override else checkpoint.eos_token_ids
+        return TextConfig(skip, options.chat_template, defaults, eos)
 
     def machine(self) -> MachineConfig:
         threads = self.options.threads
@@ -236,6 +226,8 @@ class _Choice:
     def _tokenizer(self, checkpoint: Checkpoint) -> str:
         if self.options.tokenizer is not None:
             return self.options.tokenizer
+        if checkpoint.path is None:
+            return ""
         self.because("tokenizer", str(checkpoint.path), "the model's own")
         return str(checkpoint.path)
 
@@ -257,7 +249,7 @@ class _Choice:
         if stored in usable:
             dtype, why = stored, "as the weights are stored"
         elif stored is None:
-            dtype, why = usable[0], "the weights do not say, and it is what this machine computes in best"
+            dtype, why = usable[0], "quantised or untyped weights, and what this machine computes in best"
         else:
             # Host memory is plentiful, and float32 holds every value of the shorter types.
             dtype = "float32" if self.platform.shares_memory else usable[0]
@@ -273,9 +265,13 @@ class _Choice:
         if asked == "dummy":
             return asked
         if asked == "auto":
-            self.because("load_format", checkpoint.format, "what the model has")
             asked = checkpoint.format
-        elif asked != checkpoint.format:
+            self.because("load_format", asked, "what the model has")
+        if checkpoint.format == "config":
+            raise ConfigurationError(
+                f"{checkpoint.name} is a configuration without weights: it needs load_format dummy"
+            )
+        if asked != checkpoint.format:
             raise ConfigurationError(f"load_format {asked}: {checkpoint.name} has {checkpoint.format} weights")
         return asked
 
@@ -322,10 +318,13 @@ class _Choice:
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    """`eos_token_id` in its three forms: absent, a number, a list."""
-    if isinstance(value, int):
-        return (value,)
-    return tuple(value) if isinstance(value, list | tuple) else ()
+    """`eos_token_id` as a user writes it: a number or a list of them."""
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
+        raise ConfigurationError(
+            f"override_generation_config.eos_token_id must be a token id or a list of them, got {value!r}"
+        )
+    return tuple(ids)
 
 
 def _shown(value: Any) -> str:

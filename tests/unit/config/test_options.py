@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +10,6 @@ from octavo.config.options import (
     option_rows,
     parse_bytes,
     parse_tokens,
-    read_generation_config,
 )
 from octavo.errors import ConfigurationError
 
@@ -83,7 +80,8 @@ def test_every_option_says_what_it_does() -> None:
         ("kv_cache_memory_bytes", "lots", "kv_cache_memory_bytes must be a positive number of bytes"),
         ("enable_prefix_caching", "yes", "enable_prefix_caching must be true or false, got 'yes'"),
         ("hf_overrides", [1], "hf_overrides must be a JSON object"),
-        ("model", "", "model must be a string that is not empty"),
+        ("model", "", "model must be a directory, a GGUF file"),
+        ("tokenizer", "", "tokenizer must be a string that is not empty"),
         ("seed", None, "seed must be a whole number between 0 and 2\\*\\*63 - 1, got None"),
         ("max_logprobs", -2, "max_logprobs must be a whole number of at least -1"),
     ],
@@ -98,26 +96,15 @@ def test_strings_of_sizes_become_numbers() -> None:
     assert (options.kv_cache_memory_bytes, options.max_model_len, options.max_num_batched_tokens) == (2**30, -1, 2000)
 
 
+def test_a_model_is_named_or_described() -> None:
+    assert make_options(model="/a").model == "/a"
+    assert make_options(model={"model_type": "llama"}).model == {"model_type": "llama"}
+
+
 def test_an_unknown_option_names_the_nearest() -> None:
-    with pytest.raises(ConfigurationError, match="no option max_model_length; did you mean max_model_len?"):
+    with pytest.raises(ConfigurationError, match=r"no option max_model_length; did you mean max_model_len\?"):
         make_options(max_model_length=1)
 
 
 def test_options_do_not_share_their_dictionaries() -> None:
     assert Options().hf_overrides is not Options().hf_overrides
-
-
-def test_a_generation_config_is_read_from_a_directory_or_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "generation_config.json"
-    path.write_text(json.dumps({"top_k": 5}))
-    assert read_generation_config(str(tmp_path)) == read_generation_config(str(path)) == {"top_k": 5}
-    assert read_generation_config("auto") is None and read_generation_config("vllm") is None
-
-
-@pytest.mark.parametrize(("content", "message"), [("[1]", "must hold a JSON object"), ("{", "is not JSON")])
-def test_a_generation_config_that_is_none(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(ConfigurationError, match=message):
-        read_generation_config(str(tmp_path))
-    with pytest.raises(ConfigurationError, match="cannot read"):
-        read_generation_config(str(tmp_path / "absent.json"))

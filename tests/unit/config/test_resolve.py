@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from octavo.config.model_facts import model_facts, with_overrides
+from octavo.config.checkpoint import Checkpoint
+from octavo.config.model_facts import model_facts
 from octavo.config.options import make_options
 from octavo.config.resolve import Resolved, explain, resolve
 from octavo.core.facts import PlatformFacts
@@ -34,19 +35,13 @@ GPU = PlatformFacts(
 OLD_GPU = dataclasses.replace(GPU, dtypes=("float16", "float32"), fast_dtypes=("float16", "float32"))
 
 
-@dataclass(frozen=True)
-class FakeCheckpoint:
-    """The fields of a Checkpoint that configuration reads."""
-
-    config: dict[str, Any]
-    format: str = "safetensors"
-    generation_config: dict[str, Any] = field(default_factory=dict)
-    name: str = "tiny"
-    path: str = "/models/tiny"
-    architecture: str = "LlamaForCausalLM"
-
-
-CONFIG = {"vocab_size": 1000, "max_position_embeddings": 4096, "dtype": "bfloat16", "eos_token_id": 2}
+CONFIG = {
+    "vocab_size": 1000,
+    "max_position_embeddings": 4096,
+    "dtype": "bfloat16",
+    "eos_token_id": 2,
+    "architectures": ["LlamaForCausalLM"],
+}
 
 
 def run(
@@ -55,10 +50,18 @@ def run(
     checkpoint: dict[str, Any] | None = None,
     **options: Any,
 ) -> Resolved:
-    fake = cast(Any, FakeCheckpoint({**CONFIG, **(config or {})}, **(checkpoint or {})))
-    made = make_options(options)
-    facts = model_facts(with_overrides(fake, made.hf_overrides))
-    return resolve(made, fake, platform, facts)
+    found = Checkpoint(
+        **{
+            "source": "tiny",
+            "path": Path("/models/tiny"),
+            "format": "safetensors",
+            "config": {**CONFIG, **(config or {})},
+            "generation_config": {},
+            "name": "tiny",
+            **(checkpoint or {}),
+        }
+    )
+    return resolve(make_options(options), found, platform, model_facts(found))
 
 
 def why(resolved: Resolved, option: str) -> str:
@@ -91,6 +94,12 @@ def test_dtype_of_older_configs_and_nested_ones() -> None:
     nested = {"text_config": {"vocab_size": 7, "max_position_embeddings": 64}, "dtype": "float32"}
     resolved = run(nested).config
     assert (resolved.model.dtype, resolved.model.vocab_size, resolved.model.max_model_len) == ("float32", 7, 64)
+
+
+def test_quantised_weights_are_expanded_to_what_the_machine_computes_in() -> None:
+    quantised = {"quantization_config": {"quant_method": "gguf"}}
+    assert run({"dtype": "bfloat16", **quantised}, OLD_CPU).config.model.dtype == "float32"
+    assert run({"dtype": "float32", **quantised}, CPU).config.model.dtype == "bfloat16"
 
 
 def test_a_dtype_that_overflows_in_the_model_is_not_chosen_and_refused_when_asked_for() -> None:
@@ -145,7 +154,6 @@ def test_an_asked_length_is_kept_or_refused() -> None:
         ConfigurationError, match=r"max_model_len \(4097\) must not exceed 4096: max_position_embeddings"
     ):
         run(max_model_len=4097)
-    assert run(max_model_len=5000, hf_overrides={"max_position_embeddings": 5000}).config.model.max_model_len == 5000
 
 
 # ---- scheduler
@@ -229,41 +237,45 @@ def test_all_logprobs_are_as_many_as_the_vocabulary() -> None:
 def test_sampling_defaults_come_from_the_generation_config() -> None:
     stored = {"generation_config": {"temperature": 0.6, "top_k": 20, "max_new_tokens": 9, "do_sample": True}}
     assert run(checkpoint=stored).config.text.sampling_defaults == {"temperature": 0.6, "top_k": 20, "max_tokens": 9}
-    assert run(checkpoint=stored, generation_config="none").config.text.sampling_defaults == {}
-    override = run(checkpoint=stored, override_generation_config={"top_k": 3}).config.text.sampling_defaults
-    assert override == {"temperature": 0.6, "top_k": 3, "max_tokens": 9}
+    override = run(checkpoint=stored, override_generation_config={"top_k": 3})
+    assert override.config.text.sampling_defaults == {"temperature": 0.6, "top_k": 3, "max_tokens": 9}
+    assert "top_k=3" in why(override, "generation_config")
     with pytest.raises(ConfigurationError, match="override_generation_config: temprature cannot be set here"):
         run(override_generation_config={"temprature": 1})
 
 
-def test_a_generation_config_from_elsewhere_replaces_the_models() -> None:
-    stored = cast(Any, FakeCheckpoint(CONFIG, generation_config={"top_k": 20}))
-    options = make_options(generation_config="/elsewhere")
-    text = resolve(options, stored, CPU, model_facts(stored), {"top_p": 0.5}).config.text
-    assert text.sampling_defaults == {"top_p": 0.5}
-    with pytest.raises(ConfigurationError, match="/elsewhere was not read"):
-        resolve(options, stored, CPU, model_facts(stored))
-
-
 @pytest.mark.parametrize(
-    ("generation", "ids"), [({}, (2,)), ({"eos_token_id": 5}, (5,)), ({"eos_token_id": [5, 6]}, (5, 6))]
+    ("generation", "override", "ids"),
+    [
+        ({}, {}, (2,)),
+        ({"eos_token_id": [5, 6]}, {}, (5, 6)),
+        ({"eos_token_id": [5, 6]}, {"eos_token_id": 7}, (7,)),
+        ({}, {"eos_token_id": [7, 8]}, (7, 8)),
+    ],
 )
-def test_end_of_sequence_tokens(generation: dict[str, Any], ids: tuple[int, ...]) -> None:
-    assert run(checkpoint={"generation_config": generation}).config.text.eos_token_ids == ids
+def test_end_of_sequence_tokens(generation: dict[str, Any], override: dict[str, Any], ids: tuple[int, ...]) -> None:
+    resolved = run(checkpoint={"generation_config": generation}, override_generation_config=override)
+    assert resolved.config.text.eos_token_ids == ids
+
+
+def test_an_end_of_sequence_token_is_a_token_id() -> None:
+    with pytest.raises(ConfigurationError, match="eos_token_id must be a token id or a list of them, got '</s>'"):
+        run(override_generation_config={"eos_token_id": "</s>"})
+
+
+def test_a_configuration_alone_has_no_tokenizer_and_no_weights() -> None:
+    alone = {"path": None, "format": "config"}
+    resolved = run(checkpoint=alone, load_format="dummy")
+    assert resolved.config.text.skip_tokenizer_init and resolved.config.model.load_format == "dummy"
+    assert not run(checkpoint=alone, load_format="dummy", tokenizer="/t").config.text.skip_tokenizer_init
+    with pytest.raises(ConfigurationError, match="tiny is a configuration without weights: it needs load_format dummy"):
+        run(checkpoint=alone, load_format="safetensors")
 
 
 def test_no_tokenizer_contradicts_a_chosen_one() -> None:
     assert run(skip_tokenizer_init=True).config.text.skip_tokenizer_init
     with pytest.raises(ConfigurationError, match="chat_template has no meaning with skip_tokenizer_init"):
         run(skip_tokenizer_init=True, chat_template="x")
-
-
-def test_overrides_merge_into_nested_configs_and_leave_the_checkpoint_alone() -> None:
-    original = cast(Any, FakeCheckpoint({"a": {"b": 1, "c": 2}}))
-    changed = with_overrides(original, {"a": {"b": 5}, "architectures": ["X"]})
-    assert changed.config["a"] == {"b": 5, "c": 2} and changed.architecture == "X"
-    assert original.config == {"a": {"b": 1, "c": 2}} and original.architecture == "LlamaForCausalLM"
-    assert run(hf_overrides={"vocab_size": 9}).config.model.checkpoint.config["vocab_size"] == 9
 
 
 @pytest.mark.parametrize("vocab_size", [None, 0, "many"])
@@ -284,7 +296,7 @@ def test_nothing_is_left_open() -> None:
 
     def walk(value: Any, path: str) -> None:
         assert value not in ("auto",), path
-        if dataclasses.is_dataclass(value) and not isinstance(value, FakeCheckpoint):
+        if dataclasses.is_dataclass(value) and not isinstance(value, Checkpoint):
             for item in dataclasses.fields(value):
                 walk(getattr(value, item.name), f"{path}.{item.name}")
 
