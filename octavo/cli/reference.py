@@ -12,11 +12,6 @@ from octavo.config.options import OptionRow, option_rows
 _MADE = "<!-- Made by scripts/gendocs: change the code, not this page. -->"
 
 
-def pages() -> dict[str, str]:
-    """File name -> content."""
-    return {"options.md": options_page(), "environment.md": environment_page(), "cli.md": commands_page()}
-
-
 def options_page() -> str:
     lines = [
         "# Options",
@@ -57,6 +52,9 @@ def commands_page() -> str:
         parser = make_parser(name, command.load())
         lines += _arguments(parser, f"octavo {name}")
     return "\n".join(lines) + "\n"
+
+
+PAGES = {"options.md": options_page, "environment.md": environment_page, "cli.md": commands_page}
 
 
 def _arguments(parser: argparse.ArgumentParser, prog: str) -> list[str]:

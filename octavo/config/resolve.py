@@ -102,7 +102,11 @@ class _Choice:
 
     def model(self, checkpoint: Checkpoint) -> ModelConfig:
         options = self.options
-        self.because("model", checkpoint.name, "as asked" if options.model else "no model was named: the demo model")
+        if checkpoint.path is None:
+            self.because("model", checkpoint.name, "a configuration, with random weights")
+        else:
+            why = "as asked" if options.model is not None else "no model was named: the demo model"
+            self.because("model", checkpoint.name, why)
         max_model_len, may_shrink = self._max_model_len()
         backend = options.attention_backend
         if backend is None:

@@ -305,6 +305,18 @@ def test_nothing_is_left_open() -> None:
         config.scheduler.depth = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    ("checkpoint", "options", "reason"),
+    [
+        ({}, {}, "no model was named: the demo model"),
+        ({}, {"model": "tiny"}, "as asked"),
+        ({"path": None, "format": "config"}, {"load_format": "dummy"}, "a configuration, with random weights"),
+    ],
+)
+def test_where_the_model_comes_from(checkpoint: dict[str, Any], options: dict[str, Any], reason: str) -> None:
+    assert why(run(checkpoint=checkpoint, **options), "model") == reason
+
+
 def test_explain_has_a_line_for_each_choice_with_its_reason() -> None:
     resolved = run(max_num_seqs=3, threads=2)
     lines = explain(resolved.reasons).splitlines()
