@@ -27,6 +27,7 @@ from octavo.engine.inputs import (
 from octavo.engine.outputs import ActiveRequest, PreparedRequest
 from octavo.errors import EngineDead, InvalidRequest
 from octavo.telemetry.log import progress_bar
+from octavo.tokenization.tokenizer import Tokenizer
 
 _PROGRESS_INTERVAL = 0.2  # seconds
 
@@ -97,7 +98,7 @@ class LLM:
         prompts = [self.frontend.inputs.render(one, **settings) for one in split_conversations(messages)]
         return self._run(prompts, sampling_params, priority, use_tqdm, add_special_tokens=False)
 
-    def get_tokenizer(self) -> Any:
+    def get_tokenizer(self) -> Tokenizer:
         return self.frontend.require_tokenizer()
 
     def get_default_sampling_params(self) -> SamplingParams:

@@ -20,6 +20,7 @@ from octavo.engine.frontend import Frontend, open_frontend
 from octavo.engine.inputs import Message, Prompt
 from octavo.engine.outputs import ActiveRequest
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed
+from octavo.tokenization.tokenizer import Tokenizer
 
 
 class AsyncEngine:
@@ -129,7 +130,7 @@ class AsyncEngine:
         """False while requests hold blocks."""
         return await asyncio.wrap_future(self._core.send(lambda client: client.reset_prefix_cache()))
 
-    def get_tokenizer(self) -> Any:
+    def get_tokenizer(self) -> Tokenizer:
         return self.frontend.require_tokenizer()
 
     def get_default_sampling_params(self) -> SamplingParams:

@@ -15,6 +15,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from octavo.tokenization.tokenizer import Tokenizer
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW_TOKENS = 6  # of the prompt, that a window starts with
@@ -22,14 +24,6 @@ _MAX_PENDING_TOKENS = 8  # a character has at most 4 bytes: longer waits are for
 _UTF8_BYTES = 4  # the most a character has
 
 Step = Callable[[str | bytes], str | bytes]
-
-
-class TokenSource(Protocol):
-    """What text is made from: the part of a tokenizer that is needed here."""
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-
-    def convert_id_to_token(self, token_id: int) -> str | None: ...
 
 
 class Detokenizer(Protocol):
@@ -45,10 +39,11 @@ class Detokenizer(Protocol):
 class TokenText:
     """The texts of one tokenizer's tokens, looked up once each. Shared by all requests of one thread."""
 
-    def __init__(self, tokenizer: TokenSource) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.special_ids = special_ids(tokenizer)
-        self._steps = byte_steps(decoder_of(tokenizer))
+        self.special_ids = tokenizer.special_ids
+        decoder = tokenizer.backend.decoder
+        self._steps = None if decoder is None else byte_steps(json.loads(decoder.__getstate__()))
         self._pieces: dict[int, bytes] = {}
         self._spoken_pieces: dict[int, bytes] = {}  # where special tokens are silent
         self._texts: dict[int, str] = {}
@@ -80,7 +75,7 @@ class TokenText:
     def _make_piece(self, token_id: int, skip_special_tokens: bool) -> bytes:
         assert self._steps is not None
         token = self.tokenizer.convert_id_to_token(token_id)
-        if token is None or (skip_special_tokens and token_id in self.special_ids):
+        if not token or (skip_special_tokens and token_id in self.special_ids):
             return b""
         value: str | bytes = token
         for step in self._steps:
@@ -135,7 +130,7 @@ class WindowDetokenizer:
     ) -> None:
         self._text, self._skip = text, skip_special_tokens
         self._keep_apart = skip_special_tokens or keep_apart
-        silent = text.special_ids if skip_special_tokens else frozenset()
+        silent = text.special_ids if skip_special_tokens else ()
         self._ids = [token_id for token_id in prompt_token_ids[-4 * _WINDOW_TOKENS :] if token_id not in silent]
         self._ids = self._ids[-_WINDOW_TOKENS:]
         self._read = len(self._ids)
@@ -176,31 +171,12 @@ class WindowDetokenizer:
         self._read = len(self._ids)
 
 
-def decoder_of(tokenizer: Any) -> dict[str, Any] | None:
-    """The decoder of the `tokenizers` object inside, as its JSON; None where there is none."""
-    backend = getattr(tokenizer, "backend", None)
-    decoder = getattr(backend, "decoder", None)
-    if decoder is None:
-        return None
-    state = json.loads(decoder.__getstate__())
-    return state if isinstance(state, dict) else None
-
-
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of tokens that `skip_special_tokens` silences."""
-    backend = getattr(tokenizer, "backend", None)
-    if backend is None or not hasattr(backend, "get_added_tokens_decoder"):
-        return frozenset(getattr(tokenizer, "all_special_ids", ()))
-    return frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special)
-
-
-def byte_steps(decoder: dict[str, Any] | None) -> list[Step] | None:
-    """The decoder as functions of one token, or None if it is not that simple.
+def byte_steps(decoder: dict[str, Any]) -> list[Step] | None:
+    """A decoder of the `tokenizers` library, given as its JSON, as functions of one token; None if it is not that
+    simple.
 
     Stripping the very first space of a text is left out: a completion continues its prompt.
     """
-    if decoder is None:
-        return None
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     steps: list[Step] = []
     is_fused = False

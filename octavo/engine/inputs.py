@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -19,6 +19,8 @@ from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
 from octavo.engine.outputs import PreparedRequest
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from octavo.tokenization.chat_template import render_chat
+from octavo.tokenization.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 _PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
@@ -36,18 +38,6 @@ class TextPrompt(TypedDict, total=False):
 Prompt = str | Sequence[int] | TextPrompt | Mapping[str, Any]
 
 
-class TextEncoder(Protocol):
-    """The part of a tokenizer that prompts need."""
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-
-
-class ChatRenderer(Protocol):
-    """Messages → the text of a prompt, by the model's chat template. Raises InvalidRequest."""
-
-    def __call__(self, messages: Sequence[Message], **settings: Any) -> str: ...
-
-
 @dataclass(frozen=True, slots=True)
 class PromptLimits:
     """What the model can take."""
@@ -63,18 +53,16 @@ class InputProcessor:
     def __init__(
         self,
         limits: PromptLimits,
-        tokenizer: TextEncoder | None = None,
+        tokenizer: Tokenizer | None = None,
         eos_token_ids: Iterable[int] = (),
-        render_chat: ChatRenderer | None = None,
-        no_chat_reason: str = "the model has no chat template",
+        chat_template: str | None = None,
     ) -> None:
-        self.limits, self.tokenizer, self._render_chat = limits, tokenizer, render_chat
+        self.limits, self.tokenizer, self.chat_template = limits, tokenizer, chat_template
         self.eos_token_ids = sorted(set(eos_token_ids))
-        self._no_chat_reason = no_chat_reason
 
     @property
     def can_chat(self) -> bool:
-        return self._render_chat is not None
+        return self.tokenizer is not None and self.chat_template is not None
 
     def prepare(
         self,
@@ -106,19 +94,20 @@ class InputProcessor:
         ]
         return PreparedRequest(request_id, text, token_ids, params, submits)
 
-    def render(self, messages: Sequence[Message], **settings: Any) -> str:
-        """Chat messages as the text of a prompt; encode it without special tokens, the template has written them."""
-        check_messages(messages)
-        if self._render_chat is None:
-            raise InvalidRequest(f"messages cannot be answered: {self._no_chat_reason}", "messages")
-        return self._render_chat(messages, **settings)
+    def render(self, messages: Sequence[Message], chat_template: str | None = None, **settings: Any) -> str:
+        """Chat messages as the text of a prompt, by the model's template or another; `settings` are those of
+        `render_chat`. Encode it without special tokens: the template has written them. Raises InvalidRequest."""
+        return render_chat(chat_template or self.chat_template, messages, self._text_tokenizer("messages"), **settings)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self._text_tokenizer("prompt").encode(text, add_special_tokens=add_special_tokens)
+
+    def _text_tokenizer(self, field: str) -> Tokenizer:
         if self.tokenizer is None:
             raise InvalidRequest(
-                "prompt must be token ids: the engine runs without a tokenizer (skip_tokenizer_init)", "prompt"
+                f"{field} must be token ids: the engine runs without a tokenizer (skip_tokenizer_init)", field
             )
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self.tokenizer
 
     def _read(self, prompt: Prompt, add_special_tokens: bool) -> tuple[str | None, list[int], str | None]:
         """(text if there is one, token ids, cache salt)"""
@@ -205,44 +194,11 @@ def check_token_ids(token_ids: Any, vocab_size: int) -> list[int]:
 def split_conversations(messages: Any) -> list[Sequence[Message]]:
     """One conversation, or a list of them, as a list."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        raise InvalidParameter("messages", messages, "a list of messages, or a list of such lists")
+        limit = 'a list of messages such as {"role": "user", "content": "Hi"}, or a list of such lists'
+        raise InvalidParameter("messages", messages, limit)
     if messages and all(isinstance(entry, list | tuple) for entry in messages):
         return list(messages)
     return [messages]
-
-
-def check_messages(messages: Any) -> None:
-    """Raises InvalidRequest that names the message and what is wrong with it."""
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-        raise InvalidParameter("messages", messages, 'a list of messages such as {"role": "user", "content": "Hi"}')
-    if not messages:
-        raise InvalidRequest("messages must not be empty", "messages")
-    for index, message in enumerate(messages):
-        name = f"messages[{index}]"
-        if not isinstance(message, Mapping):
-            raise InvalidParameter(name, message, 'a message such as {"role": "user", "content": "Hi"}')
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not role:
-            raise InvalidParameter(f"{name}.role", role, "a string that is not empty")
-        if isinstance(content, list | tuple):
-            for part_index, part in enumerate(content):
-                _check_part(part, f"{name}.content[{part_index}]")
-        elif content is None:
-            if role != "assistant":  # an assistant may have called tools and said nothing
-                raise InvalidParameter(f"{name}.content", content, "a string or a list of parts")
-        elif not isinstance(content, str):
-            raise InvalidParameter(f"{name}.content", content, "a string or a list of parts")
-
-
-def _check_part(part: Any, name: str) -> None:
-    if isinstance(part, str):
-        return
-    if not isinstance(part, Mapping):
-        raise InvalidParameter(name, part, 'a part such as {"type": "text", "text": "Hi"}')
-    if part.get("type", "text") != "text":
-        raise InvalidParameter(f"{name}.type", part.get("type"), "text: the model reads nothing else")
-    if not isinstance(part.get("text"), str):
-        raise InvalidParameter(f"{name}.text", part.get("text"), "a string")
 
 
 def match_params(params: Any, count: int, default: SamplingParams) -> list[SamplingParams]:

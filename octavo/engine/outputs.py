@@ -95,7 +95,7 @@ class Completion:
                 self._stop_strings = StopStrings(params.stop_strings, params.include_stop_str_in_output)
 
     def extend(self, delta: Delta) -> bool:
-        """Takes in a step's tokens. True if they complete a stop string: then the core does not know that it is over."""
+        """Takes in a step's tokens. True if they end the request and the core does not know: a stop string."""
         count = len(delta.token_ids)
         finish_reason = None if delta.finish_reason is None else FinishReason(delta.finish_reason)
         stop: str | None = None

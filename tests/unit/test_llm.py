@@ -91,13 +91,11 @@ def test_stop_strings_end_the_request_in_the_core() -> None:
 
 
 def test_chat() -> None:
-    llm, core = make(tokenizer=byte_level_tokenizer())
-    llm.frontend.inputs._render_chat = lambda messages, **settings: f"{messages[-1]['content']}|{settings}"
+    template = "{{ messages[-1].content }}|{{ add_generation_prompt }}|{{ enable_thinking }}"
+    llm, core = make(tokenizer=byte_level_tokenizer(), chat_template=template)
     message = {"role": "user", "content": "hi"}
     one = llm.chat([message], use_tqdm=False, chat_template_kwargs={"enable_thinking": False})
-    assert one[0].prompt == (
-        "hi|{'add_generation_prompt': True, 'continue_final_message': False, 'enable_thinking': False}"
-    )
+    assert one[0].prompt == "hi|True|False"
     assert len(llm.chat([[message], [message]], use_tqdm=False)) == 2
     num_added = len(core.added)
     with pytest.raises(InvalidRequest, match=r"messages\[0\].role"):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo.core.messages import Delta, StepOutputs, StepStats, Submit
 from octavo.core.outputs import TokenLogprobs
@@ -18,6 +19,7 @@ from octavo.engine.frontend import Frontend
 from octavo.engine.inputs import InputProcessor, PromptLimits
 from octavo.engine.outputs import OutputProcessor
 from octavo.errors import InvalidRequest
+from octavo.tokenization.tokenizer import Tokenizer
 
 CORPUS = (
     "Once upon a time the cat sat on the mat. naïve café 你好世界 🙂🙃 END stop\n\nUser: hello Assistant: hi <b>x</b> "
@@ -25,30 +27,10 @@ CORPUS = (
 )
 
 
-class SmallTokenizer:
-    """What `octavo.tokenization.tokenizer.Tokenizer` offers the front end, over a `tokenizers` object."""
-
-    def __init__(self, backend: Tokenizer, eos_token_id: int | None = None) -> None:
-        self.backend, self.eos_token_id = backend, eos_token_id
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        return self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-
-    def convert_id_to_token(self, token_id: int) -> str | None:
-        return self.backend.id_to_token(token_id)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
-
-
 @cache
-def byte_level_tokenizer() -> SmallTokenizer:
+def byte_level_tokenizer() -> Tokenizer:
     """Byte-level BPE with merges that end inside characters, as real ones have."""
-    backend = Tokenizer(models.BPE())
+    backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -58,30 +40,32 @@ def byte_level_tokenizer() -> SmallTokenizer:
         show_progress=False,
     )
     backend.train_from_iterator([CORPUS], trainer)
-    return SmallTokenizer(backend, backend.token_to_id("<eos>"))
+    return Tokenizer(backend, {"eos_token": "<eos>"})
 
 
 @cache
-def byte_fallback_tokenizer() -> SmallTokenizer:
+def byte_fallback_tokenizer() -> Tokenizer:
     """SentencePiece's kind: words with a leading ▁, bytes for what is not in the vocabulary."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", "▁the", "▁cat", "▁sat", "END", "EN", "D", "s", "t", "o", "p", ".", "你", "▁▁"]
-    backend = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True))
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True)
+    )
     backend.add_special_tokens(["<s>", "</s>"])
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    return SmallTokenizer(backend, 2)
+    return Tokenizer(backend, {"eos_token": "</s>"})
 
 
 @cache
-def word_piece_tokenizer() -> SmallTokenizer:
+def word_piece_tokenizer() -> Tokenizer:
     """Tokens whose text depends on their neighbours."""
     words = ["[UNK]", "[SEP]", "the", "cat", "##s", "sat", "##ing", ".", ",", "don", "'", "t", "END", "##END", "é"]
-    backend = Tokenizer(models.WordPiece(vocab={word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab={word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     backend.add_special_tokens(["[SEP]"])
     backend.decoder = decoders.WordPiece(cleanup=False)
-    return SmallTokenizer(backend, 1)
+    return Tokenizer(backend, {"eos_token": "[SEP]"})
 
 
 @dataclass
@@ -173,14 +157,17 @@ class ScriptedCore:
 
 
 def scripted_frontend(
-    script: Callable[[Submit], list[int]], tokenizer: SmallTokenizer | None = None, tokens_per_step: int = 1
+    script: Callable[[Submit], list[int]],
+    tokenizer: Tokenizer | None = None,
+    tokens_per_step: int = 1,
+    chat_template: str | None = None,
 ) -> tuple[Frontend, ScriptedCore]:
     core = ScriptedCore(script, tokens_per_step)
     vocab_size = 1000 if tokenizer is None else tokenizer.vocab_size
     eos = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     frontend = Frontend(
         client=InlineClient(core),
-        inputs=InputProcessor(PromptLimits(vocab_size, core.max_total_tokens, 20), tokenizer, eos),
+        inputs=InputProcessor(PromptLimits(vocab_size, core.max_total_tokens, 20), tokenizer, eos, chat_template),
         outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer)),
         tokenizer=tokenizer,
     )

@@ -254,13 +254,13 @@ def catch(call: Callable[[], Any]) -> Exception | None:
 
 def test_chat_renders_and_closes() -> None:
     async def main(made: AsyncEngine, core: ScriptedCore) -> None:
-        made.inputs._render_chat = lambda messages, **settings: f"hello {messages[-1]['content']}"
         outputs = made.chat([{"role": "user", "content": "the cat"}], SamplingParams(max_tokens=10**6))
         assert (await anext(outputs)).prompt == "hello the cat"
         await outputs.aclose()
         await until(lambda: not core.requests)
 
-    with engine(tokenizer=byte_level_tokenizer()) as (made, core):
+    template = "hello {{ messages[-1].content }}"
+    with engine(tokenizer=byte_level_tokenizer(), chat_template=template) as (made, core):
         run(main(made, core))
 
 

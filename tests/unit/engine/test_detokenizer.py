@@ -7,8 +7,8 @@ import random
 import pytest
 
 from octavo.engine.detokenizer import BytewiseDetokenizer, TokenText, WindowDetokenizer
+from octavo.tokenization.tokenizer import Tokenizer
 from tests.unit.engine.scripted import (
-    SmallTokenizer,
     byte_fallback_tokenizer,
     byte_level_tokenizer,
     word_piece_tokenizer,
@@ -40,7 +40,7 @@ def test_byte_level_stream_is_the_full_decode_even_of_broken_bytes(skip: bool) -
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
-def test_half_a_character_is_never_shown(tokenizer: SmallTokenizer) -> None:
+def test_half_a_character_is_never_shown(tokenizer: Tokenizer) -> None:
     text = "naïve 你好 🙂 the cat"
     if tokenizer is byte_fallback_tokenizer():
         ids = [tokenizer.backend.token_to_id(f"<0x{byte:02X}>") for byte in text.encode()]

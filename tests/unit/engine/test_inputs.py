@@ -10,7 +10,6 @@ from octavo.core.params import SamplingParams
 from octavo.engine.inputs import (
     InputProcessor,
     PromptLimits,
-    check_messages,
     match_params,
     match_priorities,
     split_conversations,
@@ -163,44 +162,18 @@ def test_parameters_and_priorities_for_many() -> None:
         match_priorities([1], 2)
 
 
-@pytest.mark.parametrize(
-    ("messages", "words"),
-    [
-        ("hello", ["messages must be a list"]),
-        ([], ["messages must not be empty"]),
-        (["hello"], ["messages[0]"]),
-        ([{"content": "x"}], ["messages[0].role"]),
-        ([{"role": "user", "content": "x"}, {"role": "user"}], ["messages[1].content"]),
-        ([{"role": "user", "content": 5}], ["messages[0].content", "5"]),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], ["messages[0].content[0].type", "image_url"]),
-        ([{"role": "user", "content": [{"type": "text"}]}], ["messages[0].content[0].text"]),
-        ([{"role": "user", "content": [7]}], ["messages[0].content[0]", "7"]),
-    ],
-)
-def test_bad_messages_say_what_is_wrong(messages: Any, words: list[str]) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        check_messages(messages)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
-
-
-def test_good_messages() -> None:
-    check_messages(
-        [
-            {"role": "system", "content": "be short"},
-            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
-            {"role": "assistant", "content": None, "tool_calls": []},
-            {"role": "tool", "content": "5"},
-        ]
-    )
-
-
-def test_chat_needs_a_template() -> None:
-    with pytest.raises(InvalidRequest, match="the model has no chat template"):
-        processor().render([{"role": "user", "content": "hi"}])
-    inputs = processor(render_chat=lambda messages, **settings: f"<{messages[0]['content']}>{sorted(settings)}")
-    assert inputs.render([{"role": "user", "content": "hi"}], add_generation_prompt=True) == (
-        "<hi>['add_generation_prompt']"
-    )
+def test_messages_are_written_out_by_the_template() -> None:
+    message = {"role": "user", "content": "hi"}
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        processor().render([message])
+    inputs = processor(chat_template="{% for m in messages %}<{{ m.content }}>{% endfor %}{{ mood }}")
+    assert inputs.can_chat and not processor().can_chat
+    assert inputs.render([message], mood="!") == "<hi>!"
+    assert inputs.render([message], chat_template="{{ messages[0].role }}") == "user"
+    with pytest.raises(InvalidRequest, match=r"messages\[1\].role"):
+        inputs.render([message, {"content": "x"}])
+    with pytest.raises(InvalidRequest, match="skip_tokenizer_init"):
+        InputProcessor(LIMITS, chat_template="x").render([message])
 
 
 def test_one_conversation_or_many() -> None:

@@ -16,7 +16,8 @@ from octavo.core.request import FinishReason
 from octavo.engine.detokenizer import TokenText
 from octavo.engine.inputs import InputProcessor, PromptLimits
 from octavo.engine.outputs import ActiveRequest, OutputProcessor
-from tests.unit.engine.scripted import SmallTokenizer, byte_fallback_tokenizer, byte_level_tokenizer
+from octavo.tokenization.tokenizer import Tokenizer
+from tests.unit.engine.scripted import byte_fallback_tokenizer, byte_level_tokenizer
 
 CUMULATIVE, DELTA, FINAL = RequestOutputKind.CUMULATIVE, RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
 
@@ -24,7 +25,7 @@ CUMULATIVE, DELTA, FINAL = RequestOutputKind.CUMULATIVE, RequestOutputKind.DELTA
 class Desk:
     """A processor, and a core played by the test."""
 
-    def __init__(self, tokenizer: SmallTokenizer | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
         self.outputs = OutputProcessor(None if tokenizer is None else TokenText(tokenizer))
         self.inputs = InputProcessor(PromptLimits(100_000, 10_000, 20), tokenizer)
         self.stopped: list[str] = []
@@ -200,7 +201,7 @@ def test_times_and_cached_tokens() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
-def test_streamed_pieces_make_the_final_text(tokenizer: SmallTokenizer) -> None:
+def test_streamed_pieces_make_the_final_text(tokenizer: Tokenizer) -> None:
     """Random tokens, stop strings, steps and reading paces: 500 cases for each tokenizer."""
     draw = random.Random(4)
     sentence = "the cat sat on the mat. END 你好 🙂 stop"
