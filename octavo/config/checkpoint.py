@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from octavo.config import demo, hub
 from octavo.config.gguf_config import config_from_gguf, generation_config_from_gguf
-from octavo.config.gguf_header import MAGIC, read_header
+from octavo.config.gguf_header import read_header
 from octavo.errors import CheckpointError, ConfigurationError, ModelNotFound, UnsupportedModel
 
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
@@ -205,9 +205,3 @@ def _display_name(source: str, path: Path) -> str:
     if path.is_file():
         return path.stem
     return source if hub.is_hub_id(source) and not Path(source).exists() else path.resolve().name
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether the file begins as a GGUF file does."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC

@@ -225,7 +225,7 @@ def _bytes_below(directory: Path) -> int:
 
 def download_wheel(wanted: WheelFile, into: Path) -> None:
     """Through pip where this Python has it, else through uv. The project's own requirements stay out."""
-    failures = []
+    failures: list[str] = []
     for tool, command in _commands(wanted, into):
         temporary = into / "temporary"
         temporary.mkdir(exist_ok=True)  # both tools download into TMPDIR; inside `into` its growth is seen
@@ -257,9 +257,9 @@ def _commands(wanted: WheelFile, into: Path) -> Iterator[tuple[str, list[str]]]:
         # uv has no `download`: it installs into a directory of its own, and checks the wheel's sum itself.
         requirements = into / "requirements.txt"
         requirements.write_text(f"{wanted.requirement} --hash=sha256:{wanted.wheel_sha256}\n")
-        quiet = ("--quiet", "--no-cache", "--python", sys.executable, "--target", str(into / "installed"))
-        what = ("--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements))
-        yield "uv", [*uv, "pip", "install", *quiet, *what]
+        uv_quiet = ("--quiet", "--no-cache", "--python", sys.executable, "--target", str(into / "installed"))
+        uv_what = ("--no-deps", "--only-binary=:all:", "--require-hashes", "-r", str(requirements))
+        yield "uv", [*uv, "pip", "install", *uv_quiet, *uv_what]
 
 
 def _check_sum(file: Path, expected: str, what: str) -> None:

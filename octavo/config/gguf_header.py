@@ -79,7 +79,7 @@ class TensorInfo(NamedTuple):
 
 class _ArrayPlace(NamedTuple):
     element_type: int
-    count: int
+    length: int
     offset: int
 
 
@@ -104,7 +104,7 @@ class GgufHeader:
         """The array stored under `key`. Raises KeyError if there is none."""
         place = self._arrays[key]
         with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Cursor(data, self.path, place.offset).array_values(place.element_type, place.count)
+            return _Cursor(data, self.path, place.offset).array_values(place.element_type, place.length)
 
     def read_bytes(self, tensor: TensorInfo) -> bytes:
         """The stored bytes of a (small) tensor."""
