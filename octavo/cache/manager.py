@@ -65,6 +65,9 @@ class CacheManager:
         self.pool = BlockPool(num_slabs, blocks_per_slab, self.index.remove)
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
+        self._trimming = [  # groups that ever let go of anything
+            (i, group) for i, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
+        ]
         self._held: dict[str, Held] = {}
         self._promised: dict[str, list[int]] = {}  # admitted prompts, not yet computed: their peak blocks by group
         self._registered: dict[int, list[Block]] = {}  # by step, until the step's result is there
@@ -149,7 +152,7 @@ class CacheManager:
             peaks, others = self._peak_blocks(request.num_tokens), self._still_promised()
             live = [sum(1 for block in blocks if block.block_id) for blocks in hit.blocks]
             demand = [max(d, p - n) + o for d, p, n, o in zip(demand, peaks, live, others, strict=True)]
-        touched = (block for blocks in hit.blocks for block in blocks if block.block_id)
+        touched = [block for blocks in hit.blocks for block in blocks if block.block_id]
         return self.pool.fits(demand, touched, self._reserve_slabs if self._held else 0)
 
     def _demand(self, hit: Hit, num_new: int) -> list[int]:
@@ -185,15 +188,33 @@ class CacheManager:
         held = self._held[request.request_id]
         need = -(-(request.num_computed_tokens + num_new) // self.block_size)
         demand = [max(0, need - len(table)) for table in held.tables]
-        if not any(demand):
-            return tuple([] for _ in self.groups)
         if not self.pool.fits(demand):
             return None
         taken = self.pool.take(demand)
         for group, blocks in enumerate(taken):
             held.tables[group] += blocks
             held.live[group] += len(blocks)
-        return tuple([block.block_id for block in blocks] for blocks in taken)
+        return tuple([[block.block_id for block in blocks] for blocks in taken])
+
+    def has_plenty(self, num_blocks: int) -> bool:
+        """Can `num_blocks` of every group be taken, whatever slabs they open?"""
+        return num_blocks * len(self.groups) <= self.pool.num_idle_slabs
+
+    def enter_next_blocks(self, requests: Sequence[Request], step_id: int) -> list[BlockIds]:
+        """`trim`, `reserve` and `register` for decoding rows whose planned token is the first of a new block: the id of
+        that block in each group. The caller has asked `has_plenty`, and has counted the token as computed."""
+        for request in requests:
+            self.trim(request)
+        taken = self.pool.take([len(requests)] * len(self.groups))
+        ids: list[BlockIds] = []
+        for request, *blocks in zip(requests, *taken, strict=True):
+            held = self._held[request.request_id]
+            for group, block in enumerate(blocks):
+                held.tables[group].append(block)
+                held.live[group] += 1
+            ids.append(tuple([[block.block_id] for block in blocks]))
+            self.register(request, step_id)
+        return ids
 
     def catch_up(self, request: Request) -> tuple[int, BlockIds]:
         """Blocks that others have computed since this prompt's last chunk: tokens gained, ids appended."""
@@ -230,8 +251,10 @@ class CacheManager:
 
     def trim(self, request: Request) -> None:
         """Frees what the request's next token can no longer see."""
+        if not self._trimming:
+            return
         held = self._held[request.request_id]
-        for group_idx, group in enumerate(self.groups):
+        for group_idx, group in self._trimming:
             first = group.retention.first_live_block(request.num_computed_tokens, self.block_size)
             table, null = held.tables[group_idx], self.pool.null_blocks[group_idx]
             first = min(first, len(table))
@@ -244,20 +267,21 @@ class CacheManager:
 
     def register(self, request: Request, step_id: int) -> None:
         """Lets others find the full blocks of known tokens that are computed once step `step_id` has run."""
-        if request.num_computed_tokens >= request.num_tokens:
+        known = len(request.token_ids)
+        computed = min(request.num_computed_tokens, known)
+        if computed == known and self._promised:
             self._promised.pop(request.request_id, None)
-        if not self.enable_prefix_caching:
-            return
         held = self._held[request.request_id]
-        full = min(request.num_computed_tokens, request.num_tokens) // self.block_size
-        if full <= held.num_registered:
+        full = computed // self.block_size
+        if full <= held.num_registered or not self.enable_prefix_caching:
             return
         self._hasher.extend(request)
         registered: list[Block] = []
         for i in range(held.num_registered, full):
+            block_hash = request.block_hashes[i]
             for table in held.tables:
                 block = table[i]
-                if block.block_id and block.hash is None and self.index.insert(block, request.block_hashes[i]):
+                if block.block_id and block.hash is None and self.index.insert(block, block_hash):
                     registered.append(block)
         if held.claims:
             self.index.disclaim(request.block_hashes[held.num_registered : full], request.request_id)

@@ -31,6 +31,7 @@ class BlockPool:
         # by owner: idle slabs that hold cached blocks, oldest first
         self._idle_owned: list[OrderedDict[int, Slab]] = [OrderedDict() for _ in blocks_per_slab]
         self._num_spare = [0] * len(self.blocks_per_slab)
+        self.num_idle_slabs = num_slabs - 1
         self._clock = 0
         self.null_blocks = tuple(Block(0, group, self._slabs[0]) for group in range(len(self.blocks_per_slab)))
         if len(self.blocks_per_slab) == 1:  # one group owns everything, once and for all
@@ -40,10 +41,6 @@ class BlockPool:
     # counting
 
     @property
-    def num_idle_slabs(self) -> int:
-        return len(self._unowned) + sum(map(len, self._idle_owned))
-
-    @property
     def usage(self) -> float:
         """Share of the memory that is in use: slabs with references, less the spare blocks in them."""
         if not self.num_slabs:
@@ -51,9 +48,11 @@ class BlockPool:
         spare = sum(count / per for count, per in zip(self._num_spare, self.blocks_per_slab, strict=True))
         return 1.0 - (self.num_idle_slabs + spare) / self.num_slabs
 
-    def fits(self, demand: Sequence[int], touched: Iterable[Block] = (), reserve_slabs: float = 0) -> bool:
+    def fits(self, demand: Sequence[int], touched: Sequence[Block] = (), reserve_slabs: float = 0) -> bool:
         """Could `demand[g]` blocks of each group be taken after `touched` blocks have been, leaving
         `reserve_slabs` idle? Changes nothing."""
+        if not touched and sum(demand) + reserve_slabs <= self.num_idle_slabs:
+            return True  # a block opens at most one slab
         idle, spare = self.num_idle_slabs, list(self._num_spare)
         woken: dict[int, int] = {}
         for block in touched:
@@ -130,6 +129,7 @@ class BlockPool:
             slab = block.slab
             if slab.num_used == 0:
                 del self._idle_owned[slab.owner][slab.slab_id]
+                self.num_idle_slabs -= 1
                 self._num_spare[slab.owner] += self.blocks_per_slab[slab.owner]
             self._num_spare[slab.owner] -= 1
             slab.num_used += 1
@@ -142,6 +142,7 @@ class BlockPool:
         if slab.num_used == 0:
             self._num_spare[slab.owner] -= self.blocks_per_slab[slab.owner]
             slab.idle_since = self._clock
+            self.num_idle_slabs += 1
             self._idle_owned[slab.owner][slab.slab_id] = slab
             self._return_if_empty(slab)
 
@@ -184,7 +185,7 @@ class BlockPool:
         if first is None or first.hash is not None:
             if self._unowned:
                 self._cut(self._unowned.pop(), group)
-            else:
+            elif len(left) > 1:
                 slab = self._oldest_of_others(group)
                 is_older = slab is not None and (first is None or slab.idle_since < first.free_since)
                 if slab is not None and is_older and self._may_open_slab(group, left):
@@ -192,7 +193,7 @@ class BlockPool:
                     self._cut(slab, group)
             first = free.first
         assert first is not None, "take() without fits()"
-        if first.slab.num_used == 0 and not self._may_open_slab(group, left):
+        if len(left) > 1 and first.slab.num_used == 0 and not self._may_open_slab(group, left):
             first = next(block for block in free if block.slab.num_used)
         return first
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from typing import Any
 
 from octavo.cache.block import Block
 from octavo.core.request import Request
 from octavo.errors import ConfigurationError
 
-ROOT_HASH = hashlib.sha256(b"octavo prefix cache").digest()
+ROOT_HASH = sha256(b"octavo prefix cache").digest()
 HASH_ALGORITHMS = ("sha256",)
 
 
@@ -31,16 +31,14 @@ class BlockHasher:
     def extend(self, request: Request) -> None:
         """Brings `request.block_hashes` up to every full block of known tokens."""
         hashes, size = request.block_hashes, self.block_size
-        while (len(hashes) + 1) * size <= len(request.token_ids):
-            start = len(hashes) * size
-            if hashes:
-                state = hashlib.sha256(hashes[-1])
-            else:
-                state = hashlib.sha256(ROOT_HASH)
-                if request.cache_keys:
-                    state.update(_canonical(request.cache_keys))
-            state.update(array("I", request.token_ids[start : start + size]).tobytes())
-            hashes.append(state.digest())
+        missing = len(request.token_ids) // size - len(hashes)
+        if not missing:
+            return
+        last = hashes[-1] if hashes else ROOT_HASH + _canonical(request.cache_keys)
+        start = len(hashes) * size
+        for at in range(start, start + missing * size, size):
+            last = sha256(last + array("I", request.token_ids[at : at + size]).tobytes()).digest()
+            hashes.append(last)
 
 
 def _canonical(keys: Sequence[object]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from octavo.core.request import Request
@@ -14,12 +15,21 @@ class PlanView(Protocol):
     budget_left: int
 
 
-class TokenCap(Protocol):
-    """Limits the tokens a request gets in this step."""
+@dataclass(slots=True)
+class Round:
+    """Who competes for a step's tokens. The first round divides them fairly; the second gives away what it left."""
 
-    def begin(self, plan: PlanView, running: Sequence[Request], waiting: Sequence[Request], is_fair: bool) -> None:
-        """Called before each round of a step: the first divides the budget fairly, the second (`is_fair` False) gives
-        away what the first left. `waiting` holds those that could start."""
+    prompts: Sequence[Request]  # running, with more than one token to compute
+    candidates: Sequence[Request]  # waiting, and could start
+    num_decoding: int  # running, with one token to compute
+    is_fair: bool
+
+
+class TokenCap(Protocol):
+    """Limits the tokens a request with more than one to compute gets in this step."""
+
+    def begin(self, plan: PlanView, competition: Round) -> None:
+        """Called before each round in which there are prompts or candidates."""
 
     def __call__(self, request: Request, plan: PlanView) -> int:
         """The most tokens `request` may get now."""

@@ -50,14 +50,14 @@ FINISH_REASONS = {
 class Request:
     """One generation job.
 
-    Token counts, in order:  num_computed_tokens <= num_tokens + num_in_flight
+    Token counts, in order:  num_computed_tokens <= num_expected_tokens
 
         | prompt ................ | sampled, known | sampled, in flight |
-        0                  num_prompt         num_tokens      num_scheduled_end
+        0                  num_prompt         num_tokens         num_expected
 
-    `num_computed_tokens` is optimistic: it is advanced when a step is planned, not when it has run. `num_in_flight`
-    counts tokens that planned steps will sample and whose ids the host does not know yet. `epoch` is raised by every
-    preemption: results of steps planned under an older epoch are dropped.
+    `num_computed_tokens` is optimistic: it is advanced when a step is planned, not when it has run. Tokens in flight are
+    those that planned steps will sample and whose ids the host does not know yet. `epoch` changes whenever the request
+    starts over or ends: results of steps planned under another epoch are dropped.
     """
 
     request_id: str
@@ -72,7 +72,7 @@ class Request:
     cache_keys: tuple[object, ...] = ()  # salt, adapter, media: enter the hash of the first block
     num_prompt_tokens: int = 0
     num_computed_tokens: int = 0
-    num_in_flight: int = 0
+    num_expected_tokens: int = 0
     num_cached_tokens: int = -1  # prompt tokens taken from the cache at first admission; -1: not admitted yet
     num_preemptions: int = 0
     epoch: int = 0
@@ -85,7 +85,7 @@ class Request:
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of output tokens, until they are handed out
 
     def __post_init__(self) -> None:
-        self.num_prompt_tokens = len(self.token_ids)
+        self.num_prompt_tokens = self.num_expected_tokens = len(self.token_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -96,19 +96,9 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def num_tokens_expected(self) -> int:
-        """Tokens there will be once every planned step has run."""
-        return len(self.token_ids) + self.num_in_flight
-
-    @property
     def num_uncomputed(self) -> int:
         """Tokens that could be planned now."""
-        return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
-
-    @property
-    def is_decoding(self) -> bool:
-        """The next step of this request is a single token."""
-        return self.num_uncomputed <= 1
+        return self.num_expected_tokens - self.num_computed_tokens
 
     @property
     def order(self) -> tuple[int, float, str]:

@@ -14,7 +14,7 @@ from octavo.core.request import Request
 from octavo.engine.recovery import Quarantine
 from octavo.errors import PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
-from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.scheduler import Planned, Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +110,12 @@ class EngineCore:
             return self._recover([handle.plan.step_id], list(handle.plan.num_scheduled_tokens), error)
         before = time.perf_counter()
         planned = self.scheduler.planned(handle.plan)
+        proven = self._proven(planned, result.failed) if self._quarantine else []
         deltas = self.scheduler.update(handle.plan, result)
         if result.failed:
             deltas += self._isolate(result.failed)
         if self._quarantine:
-            proven = [request.request_id for request, epoch in planned.sampled if request.epoch == epoch]
-            self._clear_suspects(request_id for request_id in proven if request_id not in result.failed)
+            self._clear_suspects(proven)
         updating = time.perf_counter() - before
         if self._in_flight:
             try:
@@ -189,8 +189,12 @@ class EngineCore:
         self._quarantine.clear([request_id])
         return deltas
 
-    def _clear_suspects(self, proven: Iterable[str]) -> None:
-        proven = list(proven)
+    def _proven(self, planned: Planned, failed: dict[str, str]) -> list[str]:
+        """Who gets a sound token from this step."""
+        pairs = zip(planned.sampled, planned.epochs, strict=True)
+        return [r.request_id for r, epoch in pairs if r.epoch == epoch and r.request_id not in failed]
+
+    def _clear_suspects(self, proven: list[str]) -> None:
         live = self.scheduler.requests
         for request_id in proven:
             if request_id in live:

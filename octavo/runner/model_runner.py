@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from octavo.core.step import NewRow, StepPlan, StepResult
-from octavo.runner.batch import Batch, build_batch
+from octavo.runner.batch import Batch, BatchBuilder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.finish import Finish
 from octavo.runner.model import Model
@@ -50,7 +50,7 @@ class ModelRunner:
         self._finish = finish
         self._extensions = extensions
         self._row_owners: tuple[RowOwner, ...] = (finish, *extensions)
-        self._block_size = block_size
+        self._batches = BatchBuilder(table, block_size)
         self._scrub = scrub
 
     @torch.inference_mode()
@@ -62,7 +62,7 @@ class ModelRunner:
                 part.remove(row)
             for row, request in zip(added, plan.new_rows, strict=True):
                 part.add(row, request)
-        batch = build_batch(plan, self.table, self._block_size)
+        batch = self._batches.build(plan)
         for extension in self._extensions:
             extension.build(batch, plan)
         self.model.plan(batch.step)

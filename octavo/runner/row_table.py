@@ -26,7 +26,7 @@ class RowTable:
         self.block_tables = [torch.zeros(max_rows, n, dtype=torch.int32, device=device) for n in max_blocks]
         self.computed_host = np.zeros(max_rows, dtype=np.int64)
         self.row_of: dict[str, int] = {}
-        self._num_blocks = np.zeros((len(max_blocks), max_rows), dtype=np.int64)
+        self._num_blocks = [[0] * max_rows for _ in max_blocks]
         self._free = list(range(max_rows))
 
     def apply(self, plan: StepPlan) -> tuple[list[int], list[int]]:
@@ -42,7 +42,8 @@ class RowTable:
         for new in plan.new_rows:
             row = self.row_of[new.request_id] = heapq.heappop(self._free)
             added.append(row)
-            self._num_blocks[:, row] = 0
+            for lengths in self._num_blocks:
+                lengths[row] = 0
             known = len(new.token_ids)
             self.tokens[row, :known] = torch.tensor(new.token_ids, dtype=torch.int32)
             self.length[row] = known
@@ -64,16 +65,22 @@ class RowTable:
             rows: list[int] = []
             columns: list[int] = []
             values: list[int] = []
+            lengths = self._num_blocks[group]
             for row, block_ids in writes:
                 ids = block_ids[group]
-                start = int(self._num_blocks[group, row])
-                rows += [row] * len(ids)
-                columns += range(start, start + len(ids))
-                values += ids
-                self._num_blocks[group, row] = start + len(ids)
+                start = lengths[row]
+                lengths[row] = start + len(ids)
+                if len(ids) == 1:
+                    rows.append(row)
+                    columns.append(start)
+                    values.append(ids[0])
+                else:
+                    rows += [row] * len(ids)
+                    columns += range(start, start + len(ids))
+                    values += ids
             if rows:
-                at = torch.tensor([rows, columns], device=table.device)
-                table[at[0], at[1]] = torch.tensor(values, dtype=torch.int32, device=table.device)
+                at = torch.tensor([rows, columns, values], device=table.device)
+                table.index_put_((at[0], at[1]), at[2].to(torch.int32))
 
     def append_sampled(self, rows: torch.Tensor, token_ids: torch.Tensor) -> None:
         """`rows` [S] got one token each."""
@@ -83,7 +90,7 @@ class RowTable:
     def blocks(self, row: int) -> dict[int, list[int]]:
         """The blocks of a row, by group."""
         return {
-            group: table[row, : int(self._num_blocks[group, row])].tolist()
+            group: table[row, : self._num_blocks[group][row]].tolist()
             for group, table in enumerate(self.block_tables)
         }
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 
-from octavo.core.hooks import PlanView
+from octavo.core.hooks import PlanView, Round
 from octavo.core.request import Request
 
 UNLIMITED = 1 << 60
@@ -19,8 +18,9 @@ class LongPrefill:
         self._threshold = threshold or UNLIMITED
         self._limit = UNLIMITED
 
-    def begin(self, plan: PlanView, running: Sequence[Request], waiting: Sequence[Request], is_fair: bool) -> None:
-        self._limit = self._threshold if len(running) + len(waiting) > 1 else UNLIMITED
+    def begin(self, plan: PlanView, competition: Round) -> None:
+        num_competing = len(competition.prompts) + len(competition.candidates) + competition.num_decoding
+        self._limit = self._threshold if num_competing > 1 else UNLIMITED
 
     def __call__(self, request: Request, plan: PlanView) -> int:
         return self._limit
@@ -42,18 +42,14 @@ class FairShare:
         self._late: set[str] = set()  # long prompts that wait their turn
         self._is_fair = False
 
-    def begin(self, plan: PlanView, running: Sequence[Request], waiting: Sequence[Request], is_fair: bool) -> None:
-        self._is_fair = is_fair
-        if not is_fair:
+    def begin(self, plan: PlanView, competition: Round) -> None:
+        self._is_fair = competition.is_fair
+        if not competition.is_fair:
             return
         self._late.clear()
         self._levels.clear()
-        prompts = [request for request in running if request.num_uncomputed > 1]
-        decoding = len(running) - len(prompts)
-        prompts += waiting
-        if not prompts:
-            return
-        budget = plan.budget_left - decoding
+        prompts = [*competition.prompts, *competition.candidates]
+        budget = plan.budget_left - competition.num_decoding
         quantum = max(self._block_size, budget // MAX_SHARES)
         for priority, members in groupby(sorted(prompts, key=_priority), key=_priority):
             demands = []

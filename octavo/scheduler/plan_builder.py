@@ -51,7 +51,7 @@ class PlanBuilder:
         self.append_blocks(request, block_ids)
 
     def append_blocks(self, request: Request, block_ids: BlockIds) -> None:
-        if request.request_id in self._new or not any(block_ids):
+        if request.request_id in self._new:
             return  # a new row is sent with its whole table
         known = self._block_ids.get(request.request_id)
         if known is not None:
@@ -65,8 +65,8 @@ class PlanBuilder:
         self.num_scheduled[request_id] = self.num_scheduled.get(request_id, 0) + num_tokens
         self.budget_left -= num_tokens
         request.num_computed_tokens += num_tokens
-        if request.num_computed_tokens == request.num_tokens_expected:
-            request.num_in_flight += 1
+        if request.num_computed_tokens == request.num_expected_tokens:
+            request.num_expected_tokens += 1
             self.sampled.append(request)
 
     def finish(self, removed: list[str], cache: CacheManager) -> StepPlan:

@@ -10,21 +10,24 @@ from itertools import islice
 
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import SchedulerConfig
-from octavo.core.hooks import Gate, TokenCap
+from octavo.core.hooks import Gate, Round, TokenCap
 from octavo.core.messages import Delta
 from octavo.core.request import FINISH_REASONS, Request, RequestStatus
 from octavo.core.step import StepPlan, StepResult
 from octavo.errors import InvalidRequest
 from octavo.scheduler.plan_builder import CatchUps, PlanBuilder
 from octavo.scheduler.queues import QUEUES, RequestQueue
-from octavo.scheduler.stopping import check_stop
+from octavo.scheduler.stopping import set_finished
+
+GONE = -1  # the epoch of requests that have ended
 
 
 @dataclass(slots=True)
 class Planned:
-    """What the scheduler remembers of a step in flight. `sampled` is parallel to the plan's, with each request's epoch."""
+    """What the scheduler remembers of a step in flight. `sampled` and `epochs` are parallel to the plan's `sampled`."""
 
-    sampled: list[tuple[Request, int]]
+    sampled: list[Request]
+    epochs: list[int]
     num_prefill_tokens: int
     num_cached_tokens: int
     num_preempted: int
@@ -42,6 +45,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.running: list[Request] = []
         self.waiting: RequestQueue = QUEUES[config.policy]()
+        self._prompts: dict[str, Request] = {}  # the running ones with more than one token to compute
         self._caps = caps
         self._gates = gates
         self._planned: dict[int, Planned] = {}
@@ -90,7 +94,7 @@ class Scheduler:
         """From here on, results of steps planned before are not this request's any more."""
         request.epoch = self._next_epoch
         self._next_epoch += 1
-        request.num_in_flight = 0
+        request.num_expected_tokens = request.num_tokens
         request.num_computed_tokens = 0
 
     # planning
@@ -104,12 +108,18 @@ class Scheduler:
         self._make_room_for_urgent(plan, only)
         for is_fair in (True, False):
             candidates = self._candidates(plan, only)
-            for cap in self._caps:
-                cap.begin(plan, self.running, candidates, is_fair)
-            self._continue_running(plan, only, may_preempt=is_fair)
+            prompts = list(self._prompts.values())
+            if prompts or candidates:
+                competition = Round(prompts, candidates, len(self.running) - len(prompts), is_fair)
+                for cap in self._caps:
+                    cap.begin(plan, competition)
+            if is_fair:
+                self._continue_running(plan, only)
+            else:
+                self._continue_prompts(plan, prompts, only)
             if not plan.preempted:
                 self._admit_waiting(plan, candidates)
-            if plan.preempted or not plan.budget_left or not self._is_anyone_hungry(plan):
+            if plan.preempted or not plan.budget_left or not (self._prompts or candidates):
                 break
         if not plan.num_scheduled:
             self._removed += [request.request_id for request in plan.preempted]
@@ -118,7 +128,8 @@ class Scheduler:
         removed, self._removed = self._removed, []
         self._carried = CatchUps()
         self._planned[plan.step_id] = Planned(
-            [(request, request.epoch) for request in plan.sampled],
+            plan.sampled,
+            [request.epoch for request in plan.sampled],
             plan.num_prefill_tokens,
             plan.num_cached_tokens,
             len(plan.preempted),
@@ -137,43 +148,64 @@ class Scheduler:
         )
         return list(islice(ready, free_rows))
 
-    def _is_anyone_hungry(self, plan: PlanBuilder) -> bool:
-        """Could more tokens be given in this step?"""
-        has_free_row = len(self.running) < self.config.max_num_seqs
-        return (has_free_row and len(self.waiting) > 0) or len(plan.sampled) < len(self.running)
-
-    def _continue_running(self, plan: PlanBuilder, only: Collection[str] | None, may_preempt: bool) -> None:
+    def _continue_running(self, plan: PlanBuilder, only: Collection[str] | None) -> None:
+        """Rows in progress, in order. Most are decoding and have room in their last block: they ask nobody."""
         block_size = self.cache.block_size
-        scheduled = plan.num_scheduled
+        scheduled, sampled = plan.num_scheduled, plan.sampled
+        # in plenty nobody can be refused, so rows that enter a new block are served together, after the others
+        is_plenty = self.cache.has_plenty(2 * len(self.running) + plan.budget_left // block_size)
+        entering: list[Request] = []
         at = 0
         while at < len(self.running) and plan.budget_left:
             request = self.running[at]
             at += 1
-            uncomputed = request.num_uncomputed
             if only is not None and request.request_id not in only:
                 continue
-            if uncomputed == 1:
-                if request.request_id in scheduled or request.num_tokens_expected >= request.max_total_tokens:
-                    continue  # served in this step, or its last token is in flight
-                if request.num_computed_tokens % block_size:
-                    plan.grant(request, 1)  # room in its last block: nothing to ask the cache
+            computed, expected = request.num_computed_tokens, request.num_expected_tokens
+            if expected - computed == 1:
+                if expected >= request.max_total_tokens:
+                    continue  # its last token is in flight
+                has_room = computed % block_size
+                if has_room or is_plenty:
+                    scheduled[request.request_id] = 1
+                    plan.budget_left -= 1
+                    request.num_computed_tokens = expected
+                    request.num_expected_tokens = expected + 1
+                    sampled.append(request)
+                    if not has_room:
+                        entering.append(request)
                     continue
-            num_new = uncomputed if uncomputed == 1 else self._chunk(request, plan)
-            if num_new == 0:
-                continue
-            if request.request_id not in scheduled:
-                self.cache.trim(request)
-            block_ids = self.cache.reserve(request, num_new)
-            while block_ids is None and may_preempt:
-                victim = self.running[-1]
-                self._preempt(victim, plan)
-                if victim is request:
-                    return
-                block_ids = self.cache.reserve(request, num_new)
-            if block_ids is None:
-                continue
+            if not self._advance(request, plan, may_preempt=True):
+                return
+        if entering:
+            for request, block_ids in zip(entering, self.cache.enter_next_blocks(entering, plan.step_id), strict=True):
+                plan.append_blocks(request, block_ids)
+
+    def _continue_prompts(self, plan: PlanBuilder, prompts: list[Request], only: Collection[str] | None) -> None:
+        """What is left of the budget, to prompts that the first round did not finish."""
+        for request in prompts:
+            if plan.budget_left and (only is None or request.request_id in only):
+                self._advance(request, plan, may_preempt=False)
+
+    def _advance(self, request: Request, plan: PlanBuilder, may_preempt: bool) -> bool:
+        """Plans what `request` may have now. False if it had to make room itself."""
+        num_new = 1 if request.num_uncomputed == 1 else self._chunk(request, plan)
+        if num_new == 0:
+            return True
+        cache = self.cache
+        if request.request_id not in plan.num_scheduled:
+            cache.trim(request)
+        block_ids = cache.reserve(request, num_new)
+        while block_ids is None and may_preempt:
+            victim = self.running[-1]
+            self._preempt(victim, plan)
+            if victim is request:
+                return False
+            block_ids = cache.reserve(request, num_new)
+        if block_ids is not None:
             plan.append_blocks(request, block_ids)
             self._grant(request, num_new, plan)
+        return True
 
     def _chunk(self, request: Request, plan: PlanBuilder) -> int:
         """How many tokens of a prompt in progress to compute now; first takes what others have computed meanwhile."""
@@ -214,10 +246,15 @@ class Scheduler:
             self.running.sort(key=lambda r: r.order)
 
     def _grant(self, request: Request, num_new: int, plan: PlanBuilder) -> None:
-        if request.num_uncomputed > 1:
+        is_prompt = request.num_uncomputed > 1 or request.request_id in self._prompts
+        if is_prompt:
             plan.num_prefill_tokens += num_new
         plan.grant(request, num_new)
         self.cache.register(request, plan.step_id)
+        if request.num_computed_tokens + 1 < request.num_expected_tokens:
+            self._prompts[request.request_id] = request
+        elif is_prompt:
+            self._prompts.pop(request.request_id, None)
 
     # preemption
 
@@ -290,20 +327,22 @@ class Scheduler:
         deltas: list[Delta] = []
         ended: list[Request] = []
         failed, logprobs = result.failed, result.logprobs
-        for (request, epoch), token_id in zip(planned.sampled, result.token_ids, strict=True):
-            if request.epoch != epoch or request.status is not RequestStatus.RUNNING:
+        for request, epoch, token_id in zip(planned.sampled, planned.epochs, result.token_ids, strict=True):
+            if request.epoch != epoch or (failed and request.request_id in failed):
                 continue
-            if failed and request.request_id in failed:
-                continue
-            request.num_in_flight -= 1
-            request.token_ids.append(token_id)
+            token_ids = request.token_ids
+            token_ids.append(token_id)
             if logprobs and request.request_id in logprobs:
                 request.logprobs.append(logprobs[request.request_id])
-            if check_stop(request):
+            if (
+                len(token_ids) >= request.max_total_tokens
+                or token_id in request.eos_token_ids
+                or token_id in request.stop_token_ids
+            ):
+                set_finished(request)
                 ended.append(request)
                 deltas.append(self._last_delta(request, [token_id]))
-                continue
-            if request.streams:
+            elif request.streams:
                 given, request.logprobs = request.logprobs or None, []
                 deltas.append(
                     Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=request.num_cached_tokens)
@@ -318,6 +357,7 @@ class Scheduler:
 
     def _retire(self, request: Request, has_row: bool) -> None:
         del self.requests[request.request_id]
+        request.epoch = GONE
         if has_row:
             self._give_back(request)
             self._removed.append(request.request_id)
@@ -327,6 +367,7 @@ class Scheduler:
         if is_sound:
             self.cache.register(request, self._next_step - 1)
         self.cache.release(request)
+        self._prompts.pop(request.request_id, None)
         self._carried.drop(request.request_id)
 
     def _last_delta(self, request: Request, new_token_ids: list[int]) -> Delta:
