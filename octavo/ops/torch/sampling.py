@@ -53,12 +53,11 @@ def _invert(weights_SN: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
     """The index that `uniform` of [0, 1) falls on when [0, 1) is divided by `weights`, and where inside, in [0, 1)."""
     ends_SN = weights_SN.cumsum(-1, dtype=torch.float64)
     total_S1 = ends_SN[:, -1:]
-    # Strictly below the total, so that an index of positive weight exists whatever the rounding.
-    target_S1 = (uniform_S[:, None] * total_S1).minimum(torch.nextafter(total_S1, torch.zeros_like(total_S1)))
+    target_S1 = uniform_S[:, None] * total_S1  # below the total also when rounded, for uniform up to 1 - 2**-53
     index_S1 = torch.searchsorted(ends_SN, target_S1, right=True).clamp_(max=weights_SN.shape[1] - 1)
     weight_S1 = weights_SN.gather(1, index_S1).double()
     share_S1 = 1.0 - (ends_SN.gather(1, index_S1) - target_S1) / weight_S1
-    return index_S1[:, 0], share_S1[:, 0].clamp(0.0, 1.0)
+    return index_S1[:, 0], share_S1[:, 0].clamp(0.0, 1.0 - 2.0**-53)
 
 
 def row_uniform(seeds_S: Tensor, positions_S: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ def _keep(
     kth_R = values_RB.gather(1, (top_k_R.clamp(1, num_candidates) - 1)[:, None])[:, 0]
     floor_R = torch.maximum(greatest_R + min_p_R.log(), torch.where(top_k_R > 0, kth_R, -torch.inf))
     has_all_R = torch.full_like(top_k_R, is_whole_row, dtype=torch.bool)  # every logit over the floor is here
-    has_all_R |= (last_R < floor_R) & (top_k_R <= num_candidates)
+    has_all_R |= last_R < floor_R
 
     weights_RB = (values_RB - greatest_R[:, None]).exp().double() * (values_RB >= floor_R[:, None])
     ends_RB = weights_RB.cumsum(-1)

@@ -147,6 +147,7 @@ def test_a_reused_row_forgets_its_last_request() -> None:
     add(sampler, 1, temperature=0.0)
     output = run(sampler, logits, [1])
     assert (output.token_ids.tolist(), output.logprobs) == ([2], [])
+    assert not sampler._split([1]).changes_logits
 
 
 # ---- counts on the device --------------------------------------------------------------------------------------------
@@ -179,10 +180,15 @@ def test_many_penalised_rows_come_and_go() -> None:
     assert run(sampler, logits, [0], 1).token_ids.tolist() == [0]
     for row in range(1, 40):
         sampler.remove_row(row)
-    add(sampler, 41, temperature=0.0, presence_penalty=2.0)
-    assert run(sampler, logits, [41]).token_ids.tolist() == [3]
-    sampler.remove_row(0)
-    sampler.remove_row(41)
+    for row in range(1, 40):
+        add(sampler, row, temperature=0.0, repetition_penalty=2.0, prompt=(4,))
+        sampler.remove_row(row)
+    logits[0, 4] = 0.9
+    for row in range(1, 40):
+        add(sampler, row, temperature=0.0, repetition_penalty=1.5, prompt=(3,))
+    assert run(sampler, logits.expand(39, -1), list(range(1, 40))).token_ids.tolist() == [4] * 39
+    for row in range(40):
+        sampler.remove_row(row)
     assert sampler._counts.num_slots == 0
 
 
@@ -204,8 +210,9 @@ def test_stops_are_held_back_until_min_tokens_by_the_position_on_the_device() ->
     add(sampler, 2, temperature=0.0)
     logits = torch.zeros(3, VOCAB_SIZE)
     logits[:, 2], logits[:, 4], logits[:, 5], logits[:, 0] = 5.0, 4.0, 3.0, 2.0
+    logits[0, 0] = 4.5  # not row 0's to hold back
     chosen = [run(sampler, logits, [0, 1, 2], position).token_ids.tolist() for position in range(4)]
-    assert chosen == [[4, 0, 2], [4, 0, 2], [2, 0, 2], [2, 2, 2]]
+    assert chosen == [[0, 0, 2], [0, 0, 2], [2, 0, 2], [2, 2, 2]]
 
 
 def test_held_back_tokens_are_never_drawn() -> None:
@@ -290,6 +297,17 @@ def test_a_broken_row_is_flagged_and_harms_nobody(fields: dict[str, Any]) -> Non
     assert hurt.nan.tolist() == [False, True, True, True, False]
     assert hurt.token_ids[[0, 4]].tolist() == sound.token_ids[[0, 4]].tolist()
     assert ((hurt.token_ids >= 0) & (hurt.token_ids < VOCAB_SIZE)).all()
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_a_row_that_its_temperature_overflows_is_flagged(neighbours: int) -> None:
+    sampler = Sampler(4, VOCAB_SIZE, "cpu")
+    add(sampler, 0, temperature=0.01)
+    add(sampler, 1, temperature=0.0)
+    logits = torch.full((1 + neighbours, VOCAB_SIZE), 3e37)
+    output = run(sampler, logits, [0, 1][: 1 + neighbours])
+    assert output.nan.tolist() == [True, False][: 1 + neighbours]
+    assert 0 <= output.token_ids[0] < VOCAB_SIZE
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 0.5}, {"temperature": 0.5, "top_k": 3}, {"temperature": 0.0}])
