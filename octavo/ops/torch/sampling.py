@@ -21,13 +21,13 @@ def apply_penalties(
     frequency_S: Tensor,
     presence_S: Tensor,
 ) -> Tensor:
-    in_output_SV = output_counts_SV > 0
-    repetition_S1 = repetition_S[:, None]
-    repeated_SV = torch.where(logits_SV > 0, logits_SV / repetition_S1, logits_SV * repetition_S1)
-    penalised_SV = torch.where(in_output_SV | prompt_mask_SV, repeated_SV, logits_SV)
-    penalised_SV -= frequency_S[:, None] * output_counts_SV
-    penalised_SV -= presence_S[:, None] * in_output_SV
-    return penalised_SV
+    """Only at the tokens that were seen, few of the vocabulary. Data-dependent: waits for the device."""
+    rows_M, token_ids_M = (prompt_mask_SV | output_counts_SV.bool()).nonzero(as_tuple=True)
+    seen_M, counts_M = logits_SV[rows_M, token_ids_M], output_counts_SV[rows_M, token_ids_M]
+    repetition_M = repetition_S[rows_M]
+    seen_M = torch.where(seen_M > 0, seen_M / repetition_M, seen_M * repetition_M)
+    seen_M = seen_M - frequency_S[rows_M] * counts_M - presence_S[rows_M] * (counts_M > 0)
+    return logits_SV.index_put((rows_M, token_ids_M), seen_M)
 
 
 def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
