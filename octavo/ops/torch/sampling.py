@@ -147,7 +147,8 @@ def _keep(
     if not has_all_R.all():
         whole_RN = _blocks((logits_RV - greatest_R[:, None]).exp_(), 0.0).sum(-1)
         mass_R = torch.where(has_all_R, mass_R, whole_RN.sum(-1, dtype=torch.float64))
-    wanted_R = torch.where(top_p_R < 1, top_p_R * mass_R, torch.inf)
+    smallest = torch.finfo(torch.float64).tiny  # the likeliest token always stays
+    wanted_R = torch.where(top_p_R < 1, (top_p_R * mass_R).clamp_(min=smallest), torch.inf)
     before_RB = torch.cat([torch.zeros_like(ends_RB[:, :1]), ends_RB[:, :-1]], dim=1)
     keep_RB = (values_RB >= floor_R[:, None]) & (before_RB < wanted_R[:, None])
 

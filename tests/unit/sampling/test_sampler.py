@@ -137,6 +137,25 @@ def test_seeds_and_positions_make_the_draw() -> None:
     assert first != second
 
 
+def test_the_outermost_parameters_still_draw() -> None:
+    """What float32 rounds to 0, 1 or infinity must not fail the row, let alone the step."""
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 5], logits[0, 6] = 3.0, -torch.inf
+    for fields, want in (
+        ({"top_p": 1e-300}, {5}),
+        ({"top_p": 1 - 2**-53}, set(range(VOCAB_SIZE)) - {6}),
+        ({"min_p": 1.0}, {5}),
+        ({"top_k": 2**62}, set(range(VOCAB_SIZE)) - {6}),
+        ({"temperature": 1e300}, set(range(VOCAB_SIZE)) - {6}),
+        ({"repetition_penalty": 1e300}, set(range(VOCAB_SIZE)) - {6}),
+    ):
+        sampler = Sampler(1, VOCAB_SIZE, "cpu")
+        add(sampler, 0, prompt=(5,), **fields)
+        output = run(sampler, logits.expand(2000, -1), [0] * 2000, list(range(2000)))
+        assert not output.nan.any(), fields
+        assert set(output.token_ids.tolist()) == want, fields
+
+
 def test_a_reused_row_forgets_its_last_request() -> None:
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, 2], logits[0, 3], logits[0, 4] = 5.0, 4.9, 4.8
