@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +16,8 @@ from octavo.sampling.upload import upload
 # Columns of the parameter tables
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
 SEED, TOP_K, MIN_TOKENS = range(3)
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
 
 
 @dataclass(slots=True)
@@ -104,16 +105,17 @@ class Sampler:
         if params.logprobs is not None:
             asked = self.vocab_size if params.logprobs == -1 else params.logprobs
             self._num_logprobs[row] = min(asked, self.vocab_size)
-        held_back = sorted({t for t in {*eos_token_ids, *(params.stop_token_ids or ())} if 0 <= t < self.vocab_size})
-        if params.min_tokens > len(output_token_ids) and held_back:
-            self._min_tokens.add(row)
-            self._write_stop_ids(row, held_back)
+        if params.min_tokens > len(output_token_ids):
+            stop_ids = {*eos_token_ids, *(params.stop_token_ids or ())}
+            if held_back := sorted(token_id for token_id in stop_ids if 0 <= token_id < self.vocab_size):
+                self._min_tokens.add(row)
+                self._write_stop_ids(row, held_back)
         self._staged[row] = (
             [
-                params.temperature,
+                min(params.temperature, FLOAT32_MAX),
                 params.top_p,
                 params.min_p,
-                params.repetition_penalty,
+                min(params.repetition_penalty, FLOAT32_MAX),
                 params.frequency_penalty,
                 params.presence_penalty,
             ],
@@ -245,8 +247,7 @@ class Sampler:
         self._ints.index_copy_(0, places, upload(ints, torch.int64, self.device))
         self._staged.clear()
 
-    def _write_stop_ids(self, row: int, token_ids: Iterable[int]) -> None:
-        ids = list(token_ids)
+    def _write_stop_ids(self, row: int, ids: list[int]) -> None:
         width = self._stop_ids.shape[1]
         if len(ids) > width:
             filler = self._stop_ids[:, :1] if width else self._stop_ids.new_zeros(self._stop_ids.shape[0], 1)

@@ -80,6 +80,7 @@ def test_ties_stay_under_top_k_and_go_by_id_under_top_p() -> None:
     flat = torch.zeros(1, 10)
     assert torch.isfinite(truncate(flat, top_p=0.5)).nonzero()[:, 1].tolist() == [0, 1, 2, 3, 4]
     assert torch.isfinite(truncate(flat, top_k=3)).all()
+    assert torch.isfinite(truncate(torch.zeros(1, 3000), top_k=100)).all()
     # a run of equal logits longer than the first list of candidates
     long_run = torch.zeros(1, 3000)
     long_run[0, 2999] = 1.0

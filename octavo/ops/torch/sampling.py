@@ -21,13 +21,13 @@ def apply_penalties(
     frequency_S: Tensor,
     presence_S: Tensor,
 ) -> Tensor:
-    in_output_SV = output_counts_SV > 0
-    repetition_S1 = repetition_S[:, None]
-    repeated_SV = torch.where(logits_SV > 0, logits_SV / repetition_S1, logits_SV * repetition_S1)
-    penalised_SV = torch.where(in_output_SV | prompt_mask_SV, repeated_SV, logits_SV)
-    penalised_SV -= frequency_S[:, None] * output_counts_SV
-    penalised_SV -= presence_S[:, None] * in_output_SV
-    return penalised_SV
+    """Only at the tokens that were seen, few of the vocabulary. Data-dependent: waits for the device."""
+    rows_M, token_ids_M = (prompt_mask_SV | output_counts_SV.bool()).nonzero(as_tuple=True)
+    seen_M, counts_M = logits_SV[rows_M, token_ids_M], output_counts_SV[rows_M, token_ids_M]
+    repetition_M = repetition_S[rows_M]
+    seen_M = torch.where(seen_M > 0, seen_M / repetition_M, seen_M * repetition_M)
+    seen_M = seen_M - frequency_S[rows_M] * counts_M - presence_S[rows_M] * (counts_M > 0)
+    return logits_SV.index_put((rows_M, token_ids_M), seen_M)
 
 
 def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,12 +53,11 @@ def _invert(weights_SN: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
     """The index that `uniform` of [0, 1) falls on when [0, 1) is divided by `weights`, and where inside, in [0, 1)."""
     ends_SN = weights_SN.cumsum(-1, dtype=torch.float64)
     total_S1 = ends_SN[:, -1:]
-    # Strictly below the total, so that an index of positive weight exists whatever the rounding.
-    target_S1 = (uniform_S[:, None] * total_S1).minimum(torch.nextafter(total_S1, torch.zeros_like(total_S1)))
+    target_S1 = uniform_S[:, None] * total_S1  # below the total also when rounded, for uniform up to 1 - 2**-53
     index_S1 = torch.searchsorted(ends_SN, target_S1, right=True).clamp_(max=weights_SN.shape[1] - 1)
     weight_S1 = weights_SN.gather(1, index_S1).double()
     share_S1 = 1.0 - (ends_SN.gather(1, index_S1) - target_S1) / weight_S1
-    return index_S1[:, 0], share_S1[:, 0].clamp(0.0, 1.0)
+    return index_S1[:, 0], share_S1[:, 0].clamp(0.0, 1.0 - 2.0**-53)
 
 
 def row_uniform(seeds_S: Tensor, positions_S: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ def _keep(
     kth_R = values_RB.gather(1, (top_k_R.clamp(1, num_candidates) - 1)[:, None])[:, 0]
     floor_R = torch.maximum(greatest_R + min_p_R.log(), torch.where(top_k_R > 0, kth_R, -torch.inf))
     has_all_R = torch.full_like(top_k_R, is_whole_row, dtype=torch.bool)  # every logit over the floor is here
-    has_all_R |= (last_R < floor_R) & (top_k_R <= num_candidates)
+    has_all_R |= last_R < floor_R
 
     weights_RB = (values_RB - greatest_R[:, None]).exp().double() * (values_RB >= floor_R[:, None])
     ends_RB = weights_RB.cumsum(-1)
@@ -148,7 +147,8 @@ def _keep(
     if not has_all_R.all():
         whole_RN = _blocks((logits_RV - greatest_R[:, None]).exp_(), 0.0).sum(-1)
         mass_R = torch.where(has_all_R, mass_R, whole_RN.sum(-1, dtype=torch.float64))
-    wanted_R = torch.where(top_p_R < 1, top_p_R * mass_R, torch.inf)
+    smallest = torch.finfo(torch.float64).tiny  # the likeliest token always stays
+    wanted_R = torch.where(top_p_R < 1, (top_p_R * mass_R).clamp_(min=smallest), torch.inf)
     before_RB = torch.cat([torch.zeros_like(ends_RB[:, :1]), ends_RB[:, :-1]], dim=1)
     keep_RB = (values_RB >= floor_R[:, None]) & (before_RB < wanted_R[:, None])
 

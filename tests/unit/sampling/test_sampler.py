@@ -137,6 +137,25 @@ def test_seeds_and_positions_make_the_draw() -> None:
     assert first != second
 
 
+def test_the_outermost_parameters_still_draw() -> None:
+    """What float32 rounds to 0, 1 or infinity must not fail the row, let alone the step."""
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, 5], logits[0, 6] = 3.0, -torch.inf
+    for fields, want in (
+        ({"top_p": 1e-300}, {5}),
+        ({"top_p": 1 - 2**-53}, set(range(VOCAB_SIZE)) - {6}),
+        ({"min_p": 1.0}, {5}),
+        ({"top_k": 2**62}, set(range(VOCAB_SIZE)) - {6}),
+        ({"temperature": 1e300}, set(range(VOCAB_SIZE)) - {6}),
+        ({"repetition_penalty": 1e300}, set(range(VOCAB_SIZE)) - {6}),
+    ):
+        sampler = Sampler(1, VOCAB_SIZE, "cpu")
+        add(sampler, 0, prompt=(5,), **fields)
+        output = run(sampler, logits.expand(2000, -1), [0] * 2000, list(range(2000)))
+        assert not output.nan.any(), fields
+        assert set(output.token_ids.tolist()) == want, fields
+
+
 def test_a_reused_row_forgets_its_last_request() -> None:
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, 2], logits[0, 3], logits[0, 4] = 5.0, 4.9, 4.8
@@ -147,6 +166,7 @@ def test_a_reused_row_forgets_its_last_request() -> None:
     add(sampler, 1, temperature=0.0)
     output = run(sampler, logits, [1])
     assert (output.token_ids.tolist(), output.logprobs) == ([2], [])
+    assert not sampler._split([1]).changes_logits
 
 
 # ---- counts on the device --------------------------------------------------------------------------------------------
@@ -179,10 +199,15 @@ def test_many_penalised_rows_come_and_go() -> None:
     assert run(sampler, logits, [0], 1).token_ids.tolist() == [0]
     for row in range(1, 40):
         sampler.remove_row(row)
-    add(sampler, 41, temperature=0.0, presence_penalty=2.0)
-    assert run(sampler, logits, [41]).token_ids.tolist() == [3]
-    sampler.remove_row(0)
-    sampler.remove_row(41)
+    for row in range(1, 40):
+        add(sampler, row, temperature=0.0, repetition_penalty=2.0, prompt=(4,))
+        sampler.remove_row(row)
+    logits[0, 4] = 0.9
+    for row in range(1, 40):
+        add(sampler, row, temperature=0.0, repetition_penalty=1.5, prompt=(3,))
+    assert run(sampler, logits.expand(39, -1), list(range(1, 40))).token_ids.tolist() == [4] * 39
+    for row in range(40):
+        sampler.remove_row(row)
     assert sampler._counts.num_slots == 0
 
 
@@ -204,8 +229,9 @@ def test_stops_are_held_back_until_min_tokens_by_the_position_on_the_device() ->
     add(sampler, 2, temperature=0.0)
     logits = torch.zeros(3, VOCAB_SIZE)
     logits[:, 2], logits[:, 4], logits[:, 5], logits[:, 0] = 5.0, 4.0, 3.0, 2.0
+    logits[0, 0] = 4.5  # not row 0's to hold back
     chosen = [run(sampler, logits, [0, 1, 2], position).token_ids.tolist() for position in range(4)]
-    assert chosen == [[4, 0, 2], [4, 0, 2], [2, 0, 2], [2, 2, 2]]
+    assert chosen == [[0, 0, 2], [0, 0, 2], [2, 0, 2], [2, 2, 2]]
 
 
 def test_held_back_tokens_are_never_drawn() -> None:
@@ -290,6 +316,17 @@ def test_a_broken_row_is_flagged_and_harms_nobody(fields: dict[str, Any]) -> Non
     assert hurt.nan.tolist() == [False, True, True, True, False]
     assert hurt.token_ids[[0, 4]].tolist() == sound.token_ids[[0, 4]].tolist()
     assert ((hurt.token_ids >= 0) & (hurt.token_ids < VOCAB_SIZE)).all()
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+def test_a_row_that_its_temperature_overflows_is_flagged(neighbours: int) -> None:
+    sampler = Sampler(4, VOCAB_SIZE, "cpu")
+    add(sampler, 0, temperature=0.01)
+    add(sampler, 1, temperature=0.0)
+    logits = torch.full((1 + neighbours, VOCAB_SIZE), 3e37)
+    output = run(sampler, logits, [0, 1][: 1 + neighbours])
+    assert output.nan.tolist() == [True, False][: 1 + neighbours]
+    assert 0 <= output.token_ids[0] < VOCAB_SIZE
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 0.5}, {"temperature": 0.5, "top_k": 3}, {"temperature": 0.0}])
