@@ -157,8 +157,10 @@ def test_without_a_network_the_error_says_how_to_fetch_ahead(monkeypatch: pytest
 # --- GGUF ---
 
 
-def config_of(tmp_path: Path, architecture: str, tensors: Any = None, extra: Any = {}, **changes: Any) -> dict[str, Any]:
-    file = write_gguf(tmp_path / "m.gguf", architecture, sizes(architecture, **changes) | extra, tensors)
+def config_of(
+    tmp_path: Path, architecture: str, tensors: Any = None, extra: Any = None, **changes: Any
+) -> dict[str, Any]:
+    file = write_gguf(tmp_path / "m.gguf", architecture, sizes(architecture, **changes) | (extra or {}), tensors)
     return dict(find_checkpoint(str(file)).config)
 
 

@@ -233,9 +233,7 @@ def test_pip_brings_the_wheel_alone(index: Index, tmp_path: Path, monkeypatch: p
     assert [path.name for path in into.iterdir()] == [index.path.name]
 
 
-def test_every_tool_that_fails_gives_its_reason(
-    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_tool_that_fails_gives_its_reason(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(reason: str) -> list[str]:
         return [sys.executable, "-S", "-c", f"import sys; sys.exit('first line\\n{reason}')"]
 
