@@ -1,0 +1,39 @@
+"""RMSNorm and its variants."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from octavo.distributed.shard import Shard
+from octavo.layers.build import BuildContext
+from octavo.ops.norm import add_rms_norm, rms_norm
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, over the last dimension."""
+
+    weight_offset = 0.0
+
+    def __init__(self, build: BuildContext, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = build.parameter((size,), Shard((size,)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps, self.weight_offset)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of x + residual, x + residual). Without a residual yet, x is it."""
+        if residual is None:
+            return self.forward(x), x
+        return add_rms_norm(x, residual, self.weight, self.eps, self.weight_offset)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+class OffsetRMSNorm(RMSNorm):
+    """x / rms(x) * (1 + weight): weights are kept around zero, as Gemma does."""
+
+    weight_offset = 1.0

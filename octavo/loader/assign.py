@@ -1,0 +1,104 @@
+"""From a checkpoint's tensors to a model's parameters. The only place that slices a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+
+from octavo.distributed.shard import Shard
+from octavo.errors import WeightError
+from octavo.loader.weight_map import WeightMap
+
+NAMES_SHOWN = 8
+
+
+class WeightSource(Protocol):
+    """A tensor that can be read."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self) -> torch.Tensor: ...
+
+
+class ExpectedWeight(NamedTuple):
+    """A tensor that a model wants, by its name in the checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def expected_weights(parameters: Mapping[str, torch.nn.Parameter], names: WeightMap) -> Iterator[ExpectedWeight]:
+    """Every tensor of a complete checkpoint, in the order of the parameters."""
+    for parameter_name, parameter in parameters.items():
+        sources = names.sources(parameter_name)
+        for part, name in enumerate(sources):
+            place = _place(parameter, part if len(sources) > 1 else None)
+            yield ExpectedWeight(name, tuple(place.shape), parameter.dtype)
+
+
+def assign(
+    parameters: Mapping[str, torch.nn.Parameter],
+    names: WeightMap,
+    weights: Iterable[WeightSource],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Copies each tensor to its place, cast to the parameter's dtype.
+
+    WeightError for a wrong shape or a second tensor for a place, at once; for missing and unexpected tensors, at the
+    end. An unexpected tensor is an error because a model that leaves a trained bias or norm out answers wrongly.
+    """
+    missing = {expected.name for expected in expected_weights(parameters, names)}
+    unexpected: list[str] = []
+    filled: dict[tuple[str, int | None], str] = {}
+    for weight in weights:
+        if names.ignores(weight.name):
+            continue
+        target = names.target(weight.name)
+        parameter = parameters.get(target.parameter)
+        if parameter is None:
+            unexpected.append(weight.name)
+            continue
+        if target in filled:
+            raise WeightError(f"tensors {filled[target]!r} and {weight.name!r} of the checkpoint go to the same place")
+        filled[target] = weight.name
+        place = _place(parameter, target.part)
+        _check_shape(weight.name, place.shape, weight.shape)
+        tensor = weight.read()
+        _check_shape(weight.name, place.shape, tensor.shape)
+        place.copy_(tensor)
+        missing.difference_update(names.sources(target.parameter) if target.part is None else (weight.name,))
+        if progress is not None:
+            progress(weight.nbytes)
+    problems = []
+    if missing:
+        order = [expected.name for expected in expected_weights(parameters, names) if expected.name in missing]
+        problems.append(f"{len(order)} missing: {_some(order)}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} that the model has no place for: {_some(unexpected)}")
+    if problems:
+        raise WeightError(f"the checkpoint's tensors do not fit the model: {'; '.join(problems)}")
+
+
+def _place(parameter: torch.nn.Parameter, part: int | None) -> torch.Tensor:
+    """The view of a parameter that one tensor fills."""
+    if part is None:
+        return parameter.data
+    shard: Shard = parameter.shard  # type: ignore[attr-defined]
+    return parameter.data.narrow(shard.fused_dim, sum(shard.parts[:part]), shard.parts[part])
+
+
+def _check_shape(name: str, expected: Iterable[int], found: Iterable[int]) -> None:
+    if tuple(expected) != tuple(found):
+        raise WeightError(f"tensor {name!r} has shape {list(found)}, the model expects {list(expected)}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"

@@ -1,0 +1,25 @@
+"""The specification of every op: plain torch, on any device."""
+
+from __future__ import annotations
+
+from octavo.ops.torch.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
+from octavo.ops.torch.attention import paged_attention
+from octavo.ops.torch.cache import write_kv
+from octavo.ops.torch.linear import linear
+from octavo.ops.torch.norm import add_rms_norm, rms_norm
+from octavo.ops.torch.rope import rope_and_write
+
+OPS = {
+    function.__name__: function
+    for function in (
+        add_rms_norm,
+        gelu_and_mul,
+        gelu_tanh_and_mul,
+        linear,
+        paged_attention,
+        rms_norm,
+        rope_and_write,
+        silu_and_mul,
+        write_kv,
+    )
+}

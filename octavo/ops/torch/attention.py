@@ -1,0 +1,39 @@
+"""Paged attention as its definition says: row by row, with the scores written out."""
+
+from __future__ import annotations
+
+import torch
+
+
+def paged_attention(
+    q_TNH: torch.Tensor,
+    cache: torch.Tensor,
+    block_table_RB: torch.Tensor,
+    query_start: torch.Tensor,
+    seq_lens_R: torch.Tensor,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> torch.Tensor:
+    block_size, num_kv_heads = cache.shape[2], cache.shape[3]
+    group_size = q_TNH.shape[1] // num_kv_heads
+    out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
+    starts = query_start.tolist()
+    for row, length in enumerate(seq_lens_R.tolist()):
+        begin, end = starts[row], starts[row + 1]
+        first = length - (end - begin)  # position of the row's first query
+        low = 0 if window is None else max(0, first - window + 1)
+        at = torch.arange(low, length, device=q_TNH.device)
+        blocks, offsets = block_table_RB[row].long()[at // block_size], at % block_size
+        k_LNH = cache[:, 0][blocks, offsets].float().repeat_interleave(group_size, 1)
+        v_LNH = cache[:, 1][blocks, offsets].float().repeat_interleave(group_size, 1)
+        scores = torch.einsum("tnh,lnh->ntl", q_TNH[begin:end].float(), k_LNH) * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
+        query_at = torch.arange(first, length, device=q_TNH.device)[:, None]
+        seen = at <= query_at
+        if window is not None:
+            seen &= at > query_at - window
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        out[begin:end] = torch.einsum("ntl,lnh->tnh", weights, v_LNH).to(out.dtype)
+    return out
