@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from octavo.attention.backend import AttentionBackend, AttentionQuery
@@ -34,7 +35,7 @@ class AttentionSelector:
     There is one instance of a backend, whatever the number of layers it serves.
     """
 
-    order: tuple[str, ...] = ("torch_sdpa",)
+    order: Callable[[AttentionQuery], tuple[str, ...]] = lambda query: ("torch_sdpa",)
     wish: str | None = None
     choices: dict[AttentionQuery, Choice] = field(default_factory=dict)
     _made: dict[str, AttentionBackend | str] = field(default_factory=dict)
@@ -48,7 +49,7 @@ class AttentionSelector:
         if self.wish is not None and self.wish not in _known:
             raise ConfigurationError(f"attention_backend {self.wish!r} is unknown; known: {', '.join(sorted(_known))}")
         rejected: dict[str, str] = {}
-        for name in self.order if self.wish is None else (self.wish,):
+        for name in self.order(query) if self.wish is None else (self.wish,):
             backend = self._backend(name)
             reason = backend if isinstance(backend, str) else backend.why_not(query)
             if reason is None and not isinstance(backend, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from octavo.core.request import Request
@@ -11,14 +12,14 @@ class PlanView(Protocol):
     """What caps and gates may see of the step under construction."""
 
     budget_left: int
-    num_rows: int
 
 
 class TokenCap(Protocol):
     """Limits the tokens a request gets in this step."""
 
-    def begin(self, plan: PlanView, running: list[Request], waiting: list[Request]) -> None:
-        """Called once a step, before any request is looked at."""
+    def begin(self, plan: PlanView, running: Sequence[Request], waiting: Sequence[Request], is_fair: bool) -> None:
+        """Called before each round of a step: the first divides the budget fairly, the second (`is_fair` False) gives
+        away what the first left. `waiting` holds those that could start."""
 
     def __call__(self, request: Request, plan: PlanView) -> int:
         """The most tokens `request` may get now."""

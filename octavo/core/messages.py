@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
 
 
@@ -17,29 +18,22 @@ class Submit(msgspec.Struct, array_like=True, frozen=True):
     priority: int = 0
     cache_salt: str | None = None
     eos_token_ids: list[int] = []
+    seed: int | None = None  # None: drawn by the core
 
 
 class Abort(msgspec.Struct, array_like=True, frozen=True):
     request_ids: list[str]
 
 
-class LogprobRow(msgspec.Struct, array_like=True, frozen=True):
-    """Of one sampled token: itself first, then the top N, best first. Ranks from 1."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    ranks: list[int]
-
-
 class Delta(msgspec.Struct, array_like=True, frozen=True):
-    """What one step brought one request."""
+    """What one step brought one request. A request that wants only its final result gets one, with everything in it."""
 
     request_id: str
     token_ids: list[int]
     finish_reason: int | None = None  # octavo.core.request.FinishReason
     stop_reason: int | str | None = None
     error: str | None = None
-    logprobs: list[LogprobRow] | None = None  # parallel to token_ids
+    logprobs: list[TokenLogprobs] | None = None  # parallel to token_ids
     num_cached_tokens: int = 0
 
 
@@ -55,6 +49,7 @@ class StepStats(msgspec.Struct, array_like=True, frozen=True):
     cache_usage: float = 0.0  # share of blocks that are referenced
     schedule_seconds: float = 0.0
     update_seconds: float = 0.0
+    step_seconds: float = 0.0  # the whole round, waiting for the device included
 
 
 class StepOutputs(msgspec.Struct, array_like=True, frozen=True):

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
+    """Log-probabilities at one sampled position: the sampled token first, then the top N, best first. Ranks from 1."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]
+
 
 @dataclass(slots=True)
 class Logprob:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
 
 
@@ -64,7 +65,8 @@ class Request:
     params: SamplingParams
     arrival_time: float
     priority: int = 0
-    max_tokens: int = 0  # resolved: never beyond the model's length
+    seed: int = 0  # of its random numbers; every preemption and batch draws the same ones
+    max_total_tokens: int = 0  # prompt and output together, never beyond the model's length
     stop_token_ids: frozenset[int] = frozenset()  # that stop with stop_reason
     eos_token_ids: frozenset[int] = frozenset()  # that stop without; empty under ignore_eos
     cache_keys: tuple[object, ...] = ()  # salt, adapter, media: enter the hash of the first block
@@ -74,11 +76,13 @@ class Request:
     num_cached_tokens: int = -1  # prompt tokens taken from the cache at first admission; -1: not admitted yet
     num_preemptions: int = 0
     epoch: int = 0
+    streams: bool = True  # False: the front end wants nothing before the end
     status: RequestStatus = RequestStatus.WAITING
     skip_cache_reads: bool = False
     stop_reason: int | str | None = None
     error: str | None = None
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks of known tokens
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of output tokens, until they are handed out
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.token_ids)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
 
 BlockIds = tuple[list[int], ...]  # one list a cache group
@@ -23,6 +24,7 @@ class NewRow:
     num_computed_tokens: int  # already in the cache
     block_ids: BlockIds
     params: SamplingParams
+    eos_token_ids: frozenset[int]
     seed: int  # of this request's random numbers; fixed over its life
 
 
@@ -36,8 +38,7 @@ class StepPlan:
     removed: list[str] = field(default_factory=list)  # rows to drop first: finished or preempted
     new_block_ids: dict[str, BlockIds] = field(default_factory=dict)  # appended to the tables of running rows
     skipped_tokens: dict[str, int] = field(default_factory=dict)  # found in the cache since: advance without computing
-    sampled: list[str] = field(default_factory=list)  # rows whose last token gets a successor, in batch order
-    epochs: dict[str, int] = field(default_factory=dict)
+    sampled: list[str] = field(default_factory=list)  # rows whose last token gets a successor, in any order
     page_copies: list[tuple[int, int, int]] = field(default_factory=list)  # (group, from block, to block), before the forward
     shared_prefix: list[tuple[list[str], int]] = field(default_factory=list)  # rows that share leading blocks
 
@@ -48,15 +49,6 @@ class StepPlan:
     @property
     def is_empty(self) -> bool:
         return not (self.num_scheduled_tokens or self.removed)
-
-
-@dataclass(slots=True)
-class TokenLogprobs:
-    """Log-probabilities of one sampled token. The sampled token is first; then the top N, best first."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    ranks: list[int]  # 1 is the most likely
 
 
 @dataclass(slots=True)

@@ -1,0 +1,90 @@
+"""Layers to groups, groups to slabs: how one buffer holds pages of any sizes.
+
+    buffer  | slab 0 (null) | slab 1            | slab 2        | slab 3 ...
+              block 0         3 blocks of group 0   1 block of      (unowned)
+              of each group   | b3 | b4 | b5 |      group 1: b2
+    block   | layer 0's page | layer 1's page | ...               (the layers of its group, side by side)
+    page    | part 0 | part 1 | ...                               (keys and values, or the tensors of a state)
+
+A slab is as large as the largest block of any group, so a block is 16 tokens in every model, whatever else lives in
+memory. Block b of group g lies at byte b * stride_g: slabs are a whole number of strides for every group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from octavo.cache.retention import Retention
+from octavo.cache.spec import PART_ALIGNMENT, CacheSpec, PageLayout, round_up
+
+
+@dataclass(frozen=True)
+class CacheGroup:
+    """Layers that share one block table, since they keep the same positions in blocks of the same tokens."""
+
+    layers: tuple[str, ...]
+    layouts: tuple[PageLayout, ...]  # parallel to `layers`
+    retention: Retention
+    tokens: int
+
+    @property
+    def block_bytes(self) -> int:
+        return sum(layout.num_bytes for layout in self.layouts)
+
+    def page_offsets(self) -> tuple[int, ...]:
+        """Byte offset of each layer's page in a block."""
+        offsets, at = [], 0
+        for layout in self.layouts:
+            offsets.append(at)
+            at += layout.num_bytes
+        return tuple(offsets)
+
+
+@dataclass(frozen=True)
+class SlabPlan:
+    """Sizes in bytes. `blocks_per_slab` and `strides` are parallel to the groups."""
+
+    slab_bytes: int
+    blocks_per_slab: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def num_slabs(self, memory_bytes: int) -> int:
+        """How many fit, the null slab included."""
+        return memory_bytes // self.slab_bytes
+
+
+def group_layers(specs: Mapping[str, CacheSpec]) -> tuple[CacheGroup, ...]:
+    """Groups in the order of their first layers."""
+    members: dict[tuple[int, Retention], list[tuple[str, PageLayout]]] = {}
+    for layer, spec in specs.items():
+        members.setdefault((spec.layout.tokens, spec.retention), []).append((layer, spec.layout))
+    return tuple(
+        CacheGroup(tuple(name for name, _ in layers), tuple(layout for _, layout in layers), retention, tokens)
+        for (tokens, retention), layers in members.items()
+    )
+
+
+def plan_slabs(block_bytes: tuple[int, ...], alignment: int = PART_ALIGNMENT) -> SlabPlan:
+    """The slab that fits every group's block, and each group's stride in it, with as little left over as possible.
+
+    A slab must be a whole number of aligned strides for every group. Counts that share few factors would make it far
+    too large, so counts are tried rounded down to their leading bits; a single bit (powers of two) always divides.
+    """
+    largest = max(block_bytes)
+    best: tuple[float, int, tuple[int, ...]] | None = None
+    for bits in (64, 5, 4, 3, 2, 1):
+        counts = tuple(_leading_bits(largest // size, bits) for size in block_bytes)
+        slab_bytes = round_up(largest, math.lcm(*counts) * alignment)
+        waste = max(slab_bytes / (count * size) for count, size in zip(counts, block_bytes, strict=True))
+        if best is None or waste < best[0]:
+            best = (waste, slab_bytes, counts)
+    assert best is not None
+    _, slab_bytes, counts = best
+    return SlabPlan(slab_bytes, counts, tuple(slab_bytes // count for count in counts))
+
+
+def _leading_bits(value: int, bits: int) -> int:
+    drop = max(0, value.bit_length() - bits)
+    return value >> drop << drop

@@ -1,0 +1,208 @@
+"""Every block of the cache: taken, touched, released, evicted. The only place where reference counts change.
+
+Free memory is counted in two kinds, because only whole slabs can change groups:
+
+    idle slabs      no block of theirs has a reference (they may still hold cached blocks); any group may take them
+    spare blocks    free blocks inside slabs that are in use; only their own group can take them
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+from octavo.cache.block import Block, FreeList, Slab
+
+
+class BlockPool:
+    """Slab 0 is never given out: block 0 of every group is the null block, which stands for "nothing here".
+
+    `on_evict(block)` is called while `block.hash` is still set, just before a cached block loses it.
+    """
+
+    def __init__(self, num_slabs: int, blocks_per_slab: Sequence[int], on_evict: Callable[[Block], None]) -> None:
+        assert num_slabs >= 1 and all(count >= 1 for count in blocks_per_slab)
+        self.blocks_per_slab = tuple(blocks_per_slab)
+        self.num_slabs = num_slabs - 1
+        self._on_evict = on_evict
+        self._slabs = [Slab(slab_id) for slab_id in range(num_slabs)]
+        self._free = [FreeList() for _ in blocks_per_slab]
+        self._unowned: list[Slab] = self._slabs[:0:-1]  # a stack; the lowest comes first
+        # by owner: idle slabs that hold cached blocks, oldest first
+        self._idle_owned: list[OrderedDict[int, Slab]] = [OrderedDict() for _ in blocks_per_slab]
+        self._num_spare = [0] * len(self.blocks_per_slab)
+        self._clock = 0
+        self.null_blocks = tuple(Block(0, group, self._slabs[0]) for group in range(len(self.blocks_per_slab)))
+        if len(self.blocks_per_slab) == 1:  # one group owns everything, once and for all
+            while self._unowned:
+                self._cut(self._unowned.pop(), 0)
+
+    # counting
+
+    @property
+    def num_idle_slabs(self) -> int:
+        return len(self._unowned) + sum(map(len, self._idle_owned))
+
+    @property
+    def usage(self) -> float:
+        """Share of the memory that is in use: slabs with references, less the spare blocks in them."""
+        if not self.num_slabs:
+            return 0.0
+        spare = sum(count / per for count, per in zip(self._num_spare, self.blocks_per_slab, strict=True))
+        return 1.0 - (self.num_idle_slabs + spare) / self.num_slabs
+
+    def fits(self, demand: Sequence[int], touched: Iterable[Block] = (), reserve_slabs: float = 0) -> bool:
+        """Could `demand[g]` blocks of each group be taken after `touched` blocks have been, leaving
+        `reserve_slabs` idle? Changes nothing."""
+        idle, spare = self.num_idle_slabs, list(self._num_spare)
+        woken: dict[int, int] = {}
+        for block in touched:
+            if block.ref_count == 0:
+                woken[block.slab.slab_id] = woken.get(block.slab.slab_id, 0) + 1
+        for slab_id, count in woken.items():
+            slab = self._slabs[slab_id]
+            if slab.num_used == 0:
+                idle -= 1
+                spare[slab.owner] += self.blocks_per_slab[slab.owner]
+            spare[slab.owner] -= count
+        return self._slabs_needed(demand, spare) + reserve_slabs <= idle
+
+    def _slabs_needed(self, demand: Sequence[int], spare: Sequence[int]) -> int:
+        needed = 0
+        for want, have, per_slab in zip(demand, spare, self.blocks_per_slab, strict=True):
+            if want > have:
+                needed += -(-(want - have) // per_slab)
+        return needed
+
+    # taking and giving back
+
+    def take(self, demand: Sequence[int]) -> list[list[Block]]:
+        """`demand[g]` blocks of each group, each with one reference and no hash. The caller has asked `fits`."""
+        left = list(demand)
+        taken: list[list[Block]] = [[] for _ in demand]
+        for group in range(len(left)):
+            while left[group]:
+                block = self._choose(group, left)
+                if block.hash is not None:
+                    self._on_evict(block)
+                    block.hash = None
+                self._reference(block)
+                taken[group].append(block)
+                left[group] -= 1
+        return taken
+
+    def touch(self, blocks: Iterable[Block]) -> None:
+        """One more reference for each: a cache hit."""
+        for block in blocks:
+            self._reference(block)
+
+    def release(self, blocks: Iterable[Block]) -> None:
+        """One reference less for each. Blocks that become free are reused in this order: those that nobody could find
+        first, cached ones last, so pass the tail of a chain before its prefix."""
+        for block in blocks:
+            assert block.ref_count > 0, f"{block!r} is not held"
+            block.ref_count -= 1
+            if block.ref_count == 0:
+                self._clock += 1
+                block.free_since = self._clock
+                free = self._free[block.group]
+                if block.hash is None:
+                    free.prepend(block)
+                else:
+                    free.append(block)
+                self._slept(block)
+
+    def forget(self, block: Block) -> None:
+        """The block's content is no longer to be found (its hash has left the index)."""
+        block.hash = None
+        if block.ref_count == 0:
+            free = self._free[block.group]
+            free.remove(block)
+            free.prepend(block)
+            if block.slab.num_used == 0:
+                self._return_if_empty(block.slab)
+
+    # inside
+
+    def _reference(self, block: Block) -> None:
+        if block.ref_count == 0:
+            self._free[block.group].remove(block)
+            slab = block.slab
+            if slab.num_used == 0:
+                del self._idle_owned[slab.owner][slab.slab_id]
+                self._num_spare[slab.owner] += self.blocks_per_slab[slab.owner]
+            self._num_spare[slab.owner] -= 1
+            slab.num_used += 1
+        block.ref_count += 1
+
+    def _slept(self, block: Block) -> None:
+        slab = block.slab
+        slab.num_used -= 1
+        self._num_spare[slab.owner] += 1
+        if slab.num_used == 0:
+            self._num_spare[slab.owner] -= self.blocks_per_slab[slab.owner]
+            slab.idle_since = self._clock
+            self._idle_owned[slab.owner][slab.slab_id] = slab
+            self._return_if_empty(slab)
+
+    def _return_if_empty(self, slab: Slab) -> None:
+        """An idle slab without cached blocks belongs to nobody."""
+        if len(self.blocks_per_slab) > 1 and all(block.hash is None for block in slab.blocks):
+            self._disown(slab)
+            self._unowned.append(slab)
+
+    def _disown(self, slab: Slab) -> None:
+        for block in slab.blocks:
+            if block.hash is not None:
+                self._on_evict(block)
+                block.hash = None
+            self._free[slab.owner].remove(block)
+        del self._idle_owned[slab.owner][slab.slab_id]
+        slab.blocks, slab.owner = [], -1
+
+    def _cut(self, slab: Slab, group: int) -> None:
+        """Gives an unowned slab to `group`; its blocks become the next to be taken, lowest first when the list was
+        empty or holds cached blocks only."""
+        per_slab = self.blocks_per_slab[group]
+        slab.owner = group
+        slab.blocks = [Block(slab.slab_id * per_slab + i, group, slab) for i in range(per_slab)]
+        free = self._free[group]
+        fresh = free.first is None or free.first.hash is None
+        for block in slab.blocks if fresh else reversed(slab.blocks):
+            if fresh:
+                free.append(block)
+            else:
+                free.prepend(block)
+        slab.idle_since = 0
+        self._idle_owned[group][slab.slab_id] = slab
+
+    def _choose(self, group: int, left: Sequence[int]) -> Block:
+        """The free block of `group` whose loss hurts least: one without content, then the least recently used,
+        be it the group's own or in an idle slab of another group."""
+        free = self._free[group]
+        first = free.first
+        if first is None or first.hash is not None:
+            if self._unowned:
+                self._cut(self._unowned.pop(), group)
+            else:
+                slab = self._oldest_of_others(group)
+                is_older = slab is not None and (first is None or slab.idle_since < first.free_since)
+                if slab is not None and is_older and self._may_open_slab(group, left):
+                    self._disown(slab)
+                    self._cut(slab, group)
+            first = free.first
+        assert first is not None, "take() without fits()"
+        if first.slab.num_used == 0 and not self._may_open_slab(group, left):
+            first = next(block for block in free if block.slab.num_used)
+        return first
+
+    def _oldest_of_others(self, group: int) -> Slab | None:
+        oldest = [next(iter(idle.values())) for owner, idle in enumerate(self._idle_owned) if idle and owner != group]
+        return min(oldest, key=lambda slab: slab.idle_since, default=None)
+
+    def _may_open_slab(self, group: int, left: Sequence[int]) -> bool:
+        """Would using one more idle slab for `group` still leave enough for everything that is yet to be taken?"""
+        return (
+            left[group] > self._num_spare[group]
+            or self._slabs_needed(left, self._num_spare) < self.num_idle_slabs
+        )  # fmt: skip

@@ -1,0 +1,104 @@
+"""What is in the cache, by content: chain hashes of full blocks, who holds them, who is computing them."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from octavo.cache.block import Block
+from octavo.core.request import Request
+from octavo.errors import ConfigurationError
+
+ROOT_HASH = hashlib.sha256(b"octavo prefix cache").digest()
+HASH_ALGORITHMS = ("sha256",)
+
+
+class BlockHasher:
+    """H(i) = hash(H(i - 1), tokens of block i, extra keys), so equal hashes mean equal prefixes.
+
+    The extra keys (salt, adapter, media) enter at the first block and reach the others through the chain.
+    """
+
+    def __init__(self, block_size: int, algorithm: str = "sha256") -> None:
+        if algorithm not in HASH_ALGORITHMS:
+            raise ConfigurationError(
+                f"prefix_caching_hash_algo must be one of {', '.join(HASH_ALGORITHMS)}, got {algorithm!r}"
+            )
+        self.block_size = block_size
+
+    def extend(self, request: Request) -> None:
+        """Brings `request.block_hashes` up to every full block of known tokens."""
+        hashes, size = request.block_hashes, self.block_size
+        while (len(hashes) + 1) * size <= len(request.token_ids):
+            start = len(hashes) * size
+            if hashes:
+                state = hashlib.sha256(hashes[-1])
+            else:
+                state = hashlib.sha256(ROOT_HASH)
+                if request.cache_keys:
+                    state.update(_canonical(request.cache_keys))
+            state.update(array("I", request.token_ids[start : start + size]).tobytes())
+            hashes.append(state.digest())
+
+
+def _canonical(keys: Sequence[object]) -> bytes:
+    """Unambiguous bytes: each key's kind, length and text."""
+    parts = []
+    for key in keys:
+        text = repr(key).encode()
+        parts.append(b"%d:%b;" % (len(text), text))
+    return b"".join(parts)
+
+
+class PrefixIndex:
+    """Chain hash to block, for each group. A hash has one block; a second copy of the same content stays unindexed."""
+
+    def __init__(self, num_groups: int) -> None:
+        self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups)]
+        self._annotations: dict[tuple[int, int], dict[str, Any]] = {}  # (group, block id) -> kind -> data
+        self._owners: dict[bytes, str] = {}  # blocks that a running request is about to compute
+
+    def __len__(self) -> int:
+        return sum(map(len, self._blocks))
+
+    def find(self, group: int, block_hash: bytes) -> Block | None:
+        return self._blocks[group].get(block_hash)
+
+    def insert(self, block: Block, block_hash: bytes) -> bool:
+        """False if that content is already there (then `block` stays as it is)."""
+        if self._blocks[block.group].setdefault(block_hash, block) is not block:
+            return False
+        block.hash = block_hash
+        return True
+
+    def remove(self, block: Block) -> None:
+        assert block.hash is not None
+        del self._blocks[block.group][block.hash]
+        self._annotations.pop((block.group, block.block_id), None)
+
+    def all_blocks(self) -> list[Block]:
+        return [block for blocks in self._blocks for block in blocks.values()]
+
+    def annotate(self, block: Block, kind: str, data: Any) -> None:
+        """Data that lives and dies with the block's place in the index."""
+        assert block.hash is not None
+        self._annotations.setdefault((block.group, block.block_id), {})[kind] = data
+
+    def annotation(self, block: Block, kind: str) -> Any:
+        return self._annotations.get((block.group, block.block_id), {}).get(kind)
+
+    # who computes what
+
+    def claim(self, hashes: Iterable[bytes], request_id: str) -> list[bytes]:
+        """Notes that `request_id` will compute these blocks; returns those that nobody had claimed."""
+        return [h for h in hashes if self._owners.setdefault(h, request_id) == request_id]
+
+    def disclaim(self, hashes: Iterable[bytes], request_id: str) -> None:
+        for h in hashes:
+            if self._owners.get(h) == request_id:
+                del self._owners[h]
+
+    def owner(self, block_hash: bytes) -> str | None:
+        return self._owners.get(block_hash)

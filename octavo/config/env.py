@@ -1,0 +1,40 @@
+"""Every environment variable octavo reads, in one table. No other module touches `os.environ`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: what it is called, what holds without it, what it does."""
+
+    name: str
+    default: str
+    help: str
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable("OCTAVO_CACHE", "", "Directory for the demo model and other files octavo keeps between runs."),
+    Variable("XDG_CACHE_HOME", "~/.cache", "Parent of the cache directory `octavo/` where OCTAVO_CACHE is not set."),
+)
+
+_BY_NAME = {variable.name: variable for variable in VARIABLES}
+
+
+def read(name: str) -> str:
+    """The value of a variable of the table, or its default; an empty value counts as not set."""
+    return os.environ.get(name) or _BY_NAME[name].default
+
+
+def cache_directory() -> Path:
+    """Where octavo keeps files between runs. Not created here."""
+    own = read("OCTAVO_CACHE")
+    return Path(own).expanduser() if own else Path(read("XDG_CACHE_HOME")).expanduser() / "octavo"
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """This process's environment for a child process, with `extra` on top."""
+    return {**os.environ, **extra}

@@ -1,0 +1,337 @@
+"""Options + checkpoint + platform → EngineConfig, with the reason for every choice. A pure function: it reads no file,
+asks no machine and logs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo.config.engine_config import (
+    CacheConfig,
+    EngineConfig,
+    MachineConfig,
+    ModelConfig,
+    SchedulerConfig,
+    TextConfig,
+)
+from octavo.config.options import Options, option_rows
+from octavo.core.facts import ModelFacts, PlatformFacts
+from octavo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from octavo.config.checkpoint import Checkpoint
+
+# Where neither the user nor the platform says anything.
+_DEFAULT_NUM_BATCHED_TOKENS = 2048
+_DEFAULT_NUM_SEQS = 256
+_DEFAULT_MEMORY_FRACTION = 0.92
+
+# Entries of generation_config.json that are defaults of SamplingParams fields.
+_SAMPLING_FIELDS = {
+    "repetition_penalty": "repetition_penalty",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "max_new_tokens": "max_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an option has its value. `value` is what it became, not what was asked."""
+
+    option: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    config: EngineConfig
+    reasons: list[Reason]
+
+
+def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, model: ModelFacts) -> Resolved:
+    """`checkpoint` has `hf_overrides` applied and the `generation_config` that the options name; `model` describes it.
+    Raises ConfigurationError."""
+    choice = _Choice(options, platform, model)
+    model_config = choice.model(checkpoint)
+    config = EngineConfig(
+        model=model_config,
+        cache=choice.cache(),
+        scheduler=choice.scheduler(model_config.max_model_len),
+        text=choice.text(checkpoint),
+        machine=choice.machine(),
+    )
+    return Resolved(config, choice.in_order())
+
+
+def explain(reasons: list[Reason]) -> str:
+    """One line for each choice: option, value, reason."""
+    names = [reason.option for reason in reasons]
+    values = [_shown(reason.value) for reason in reasons]
+    name_width = max(map(len, names), default=0)
+    value_width = min(max(map(len, values), default=0), 40)
+    return "\n".join(
+        f"{name:<{name_width}}  {value:<{value_width}}  {reason.why}"
+        for name, value, reason in zip(names, values, reasons, strict=True)
+    )
+
+
+class _Choice:
+    """One resolution under way: makes the parts of the config and collects reasons."""
+
+    def __init__(self, options: Options, platform: PlatformFacts, model: ModelFacts) -> None:
+        self.options, self.platform, self.facts = options, platform, model
+        self.reasons: list[Reason] = []
+
+    def because(self, name: str, value: Any, why: str) -> None:
+        self.reasons.append(Reason(name, value, why))
+
+    def in_order(self) -> list[Reason]:
+        """All reasons in the table's order, with those for options that the user set and nobody changed."""
+        known = {reason.option: reason for reason in self.reasons}
+        for name, row in option_rows().items():
+            value = getattr(self.options, name)
+            if name not in known and value != row.default:
+                known[name] = Reason(name, value, "as asked")
+        return [known[name] for name in option_rows() if name in known]
+
+    # ---- parts
+
+    def model(self, checkpoint: Checkpoint) -> ModelConfig:
+        options = self.options
+        if checkpoint.path is None:
+            self.because("model", checkpoint.name, "a configuration, with random weights")
+        else:
+            why = "as asked" if options.model is not None else "no model was named: the demo model"
+            self.because("model", checkpoint.name, why)
+        max_model_len, may_shrink = self._max_model_len()
+        backend = options.attention_backend
+        if backend is None:
+            self.because(
+                "attention_backend", "by platform", "the first of the platform's order that can serve the model"
+            )
+        max_logprobs = options.max_logprobs
+        if max_logprobs == -1:
+            max_logprobs = self.facts.vocab_size
+            self.because("max_logprobs", max_logprobs, "-1 is the whole vocabulary")
+        return ModelConfig(
+            checkpoint=checkpoint,
+            tokenizer=self._tokenizer(checkpoint),
+            dtype=self._dtype(),
+            max_model_len=max_model_len,
+            max_model_len_may_shrink=may_shrink,
+            load_format=self._load_format(checkpoint),
+            seed=options.seed,
+            attention_backend=backend,
+            max_logprobs=max_logprobs,
+            vocab_size=self.facts.vocab_size,
+        )
+
+    def cache(self) -> CacheConfig:
+        options = self.options
+        caching = options.enable_prefix_caching
+        if caching is None:
+            caching = True
+            self.because("enable_prefix_caching", True, "reuse costs next to nothing where prompts share nothing")
+        fraction = options.gpu_memory_utilization
+        if fraction is None:
+            fraction = self._platform_default("gpu_memory_utilization", _DEFAULT_MEMORY_FRACTION)
+            of = "what is free once weights are loaded; the rest is for other programs"
+            of = of if self.platform.shares_memory else "the device's memory, weights and activations included"
+            if options.kv_cache_memory_bytes is None and options.num_gpu_blocks_override is None:
+                self.because("gpu_memory_utilization", fraction, f"the share of {of}")
+        elif options.num_gpu_blocks_override is not None:
+            self.because("gpu_memory_utilization", fraction, "not used: num_gpu_blocks_override sets the cache's size")
+        elif options.kv_cache_memory_bytes is not None:
+            self.because("gpu_memory_utilization", fraction, "not used: kv_cache_memory_bytes sets the cache's size")
+        if options.kv_cache_memory_bytes is not None and options.num_gpu_blocks_override is not None:
+            raise ConfigurationError(
+                "kv_cache_memory_bytes and num_gpu_blocks_override both set the cache's size: give one of them"
+            )
+        return CacheConfig(
+            enable_prefix_caching=caching,
+            hash_algo=options.prefix_caching_hash_algo,
+            memory_bytes=options.kv_cache_memory_bytes,
+            memory_fraction=fraction,
+            num_blocks_override=options.num_gpu_blocks_override,
+        )
+
+    def scheduler(self, max_model_len: int) -> SchedulerConfig:
+        options = self.options
+        tokens = self._num_batched_tokens(max_model_len)
+        seqs = options.max_num_seqs
+        if seqs is None:
+            seqs = self._platform_default("max_num_seqs", _DEFAULT_NUM_SEQS)
+            why = f"the default on {self.platform.name}"
+            if seqs > tokens:
+                seqs, why = tokens, "no more requests than tokens in a step (max_num_batched_tokens)"
+            self.because("max_num_seqs", seqs, why)
+        elif seqs > tokens:
+            raise ConfigurationError(
+                f"max_num_seqs ({seqs}) must not exceed max_num_batched_tokens ({tokens}): "
+                "every running request needs at least one token of a step"
+            )
+        threshold = options.long_prefill_token_threshold
+        if threshold > max_model_len:
+            raise ConfigurationError(
+                f"long_prefill_token_threshold ({threshold}) must not exceed max_model_len ({max_model_len})"
+            )
+        return SchedulerConfig(
+            max_num_batched_tokens=tokens,
+            max_num_seqs=seqs,
+            max_model_len=max_model_len,
+            policy=options.scheduling_policy,
+            enable_chunked_prefill=options.enable_chunked_prefill,
+            long_prefill_token_threshold=threshold,
+            reserve_full_prompt=options.scheduler_reserve_full_isl,
+            watermark=options.watermark,
+            depth=self._depth(),
+        )
+
+    def text(self, checkpoint: Checkpoint) -> TextConfig:
+        options = self.options
+        skip = options.skip_tokenizer_init
+        if skip:
+            for name in ("tokenizer", "chat_template"):
+                if getattr(options, name) is not None:
+                    raise ConfigurationError(f"{name} has no meaning with skip_tokenizer_init: give one of them")
+        elif checkpoint.path is None and options.tokenizer is None:
+            skip = True
+            self.because("skip_tokenizer_init", True, "a configuration alone brings no tokenizer")
+        override = options.override_generation_config
+        unknown = sorted(set(override) - set(_SAMPLING_FIELDS) - {"eos_token_id"})
+        if unknown:
+            raise ConfigurationError(
+                f"override_generation_config: {', '.join(unknown)} cannot be set here; "
+                f"known are {', '.join(_SAMPLING_FIELDS)}, eos_token_id"
+            )
+        merged = {**checkpoint.generation_config, **override}
+        defaults = {field: merged[entry] for entry, field in _SAMPLING_FIELDS.items() if merged.get(entry) is not None}
+        words = {"auto": "the model's generation_config.json sets", "vllm": "octavo's own defaults;"}
+        where = words.get(options.generation_config, f"{options.generation_config} sets")
+        where += " and override_generation_config set" if override else ""
+        shown = ", ".join(f"{field}={value}" for field, value in defaults.items()) or "no sampling value"
+        self.because("generation_config", options.generation_config, f"{where} {shown}")
+        eos = _token_ids(override["eos_token_id"]) if "eos_token_id" in override else checkpoint.eos_token_ids
+        return TextConfig(skip, options.chat_template, defaults, eos)
+
+    def machine(self) -> MachineConfig:
+        threads = self.options.threads
+        if threads is None:
+            threads = self.platform.num_threads
+            self.because("threads", threads, "one for each core this process may use")
+        return MachineConfig(self.platform.name, threads, not self.options.disable_log_stats)
+
+    # ---- single choices
+
+    def _tokenizer(self, checkpoint: Checkpoint) -> str:
+        if self.options.tokenizer is not None:
+            return self.options.tokenizer
+        if checkpoint.path is None:
+            return ""
+        self.because("tokenizer", str(checkpoint.path), "the model's own")
+        return str(checkpoint.path)
+
+    def _dtype(self) -> str:
+        asked, stored, fast = self.options.dtype, self.facts.dtype, self.platform.fast_dtypes
+        unsafe = self.facts.unsafe_dtypes
+        if asked != "auto":
+            if asked not in self.platform.dtypes:
+                known = ", ".join(self.platform.dtypes)
+                raise ConfigurationError(f"dtype {asked} does not compute on {self.platform.name}: use one of {known}")
+            if asked in unsafe:
+                raise ConfigurationError(
+                    f"dtype {asked} overflows in {self.facts.architecture}: use bfloat16 or float32"
+                )
+            why = "as asked" if asked in fast else f"as asked, though this {self.platform.name} has to emulate it"
+            self.because("dtype", asked, why)
+            return asked
+        usable = [dtype for dtype in fast if dtype not in unsafe] or ["float32"]
+        if stored in usable:
+            dtype, why = stored, "as the weights are stored"
+        elif stored is None:
+            dtype, why = usable[0], "quantised or untyped weights, and what this machine computes in best"
+        else:
+            # Host memory is plentiful, and float32 holds every value of the shorter types.
+            dtype = "float32" if self.platform.shares_memory else usable[0]
+            trouble = (
+                "overflows in this model" if stored in unsafe else f"would be emulated on this {self.platform.name}"
+            )
+            why = f"stored as {stored}, which {trouble}"
+        self.because("dtype", dtype, why)
+        return dtype
+
+    def _load_format(self, checkpoint: Checkpoint) -> str:
+        asked: str = self.options.load_format
+        if asked == "dummy":
+            return asked
+        if asked == "auto":
+            asked = checkpoint.format
+            self.because("load_format", asked, "what the model has")
+        if checkpoint.format == "config":
+            raise ConfigurationError(
+                f"{checkpoint.name} is a configuration without weights: it needs load_format dummy"
+            )
+        if asked != checkpoint.format:
+            raise ConfigurationError(f"load_format {asked}: {checkpoint.name} has {checkpoint.format} weights")
+        return asked
+
+    def _max_model_len(self) -> tuple[int, bool]:
+        asked, most = self.options.max_model_len, self.facts.max_positions
+        if asked is None or asked == -1:
+            self.because("max_model_len", most, f"{self.facts.max_positions_reason}; less if the cache cannot hold it")
+            return most, True
+        if asked > most:
+            raise ConfigurationError(
+                f"max_model_len ({asked}) must not exceed {most}: {self.facts.max_positions_reason}. "
+                "hf_overrides can raise that, at the price of positions the model was not made for"
+            )
+        return asked, False
+
+    def _num_batched_tokens(self, max_model_len: int) -> int:
+        asked, chunked = self.options.max_num_batched_tokens, self.options.enable_chunked_prefill
+        if asked is not None:
+            if not chunked and asked < max_model_len:
+                raise ConfigurationError(
+                    f"max_num_batched_tokens ({asked}) must be at least max_model_len ({max_model_len}) "
+                    "without chunked prefill, or long prompts could never be computed"
+                )
+            return asked
+        tokens: int = self._platform_default("max_num_batched_tokens", _DEFAULT_NUM_BATCHED_TOKENS)
+        why = f"the default on {self.platform.name}"
+        if not chunked and tokens < max_model_len:
+            tokens, why = max_model_len, "without chunked prefill a step must hold the longest prompt"
+        self.because("max_num_batched_tokens", tokens, why)
+        return tokens
+
+    def _depth(self) -> int:
+        asked, beside = self.options.async_scheduling, self.platform.is_asynchronous
+        if asked is None:
+            why = (
+                "the device works beside the host" if beside else "the host is the device: there is nothing to overlap"
+            )
+            self.because("async_scheduling", beside, why)
+            asked = beside
+        return 2 if asked else 1
+
+    def _platform_default(self, name: str, otherwise: Any) -> Any:
+        return self.platform.default_options.get(name, otherwise)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """`eos_token_id` as a user writes it: a number or a list of them."""
+    ids = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in ids):
+        raise ConfigurationError(
+            f"override_generation_config.eos_token_id must be a token id or a list of them, got {value!r}"
+        )
+    return tuple(ids)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:,}" if isinstance(value, int) else str(value)

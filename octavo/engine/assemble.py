@@ -1,0 +1,43 @@
+"""Composition root of the engine side: config → caps, gates, cache, scheduler, executor. Features are named here."""
+
+from __future__ import annotations
+
+import logging
+
+from octavo.cache.manager import CacheManager
+from octavo.config.engine_config import EngineConfig
+from octavo.engine.engine_core import EngineCore
+from octavo.errors import OutOfMemory
+from octavo.executor.inline import InlineExecutor
+from octavo.platforms.platform import Platform
+from octavo.scheduler.caps import FairShare, LongPrefill
+from octavo.scheduler.scheduler import Scheduler
+from octavo.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
+    """Loads the model and makes the core. Raises CheckpointError, ConfigurationError, OutOfMemory."""
+    worker = Worker(config, platform)
+    cache = CacheManager(
+        worker.groups,
+        worker.slabs.blocks_per_slab,
+        worker.memory.num_slabs,
+        max_chunk=config.scheduler.max_num_batched_tokens,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+        hash_algorithm=config.cache.hash_algo,
+        watermark=config.scheduler.watermark,
+    )
+    longest = cache.max_tokens(config.scheduler.max_model_len)
+    if longest < config.scheduler.max_model_len:
+        message = (
+            f"the cache ({worker.memory.why}) holds one request of {longest} tokens, not of max_model_len "
+            f"{config.scheduler.max_model_len}"
+        )
+        if not config.model.max_model_len_may_shrink:
+            raise OutOfMemory(f"{message}: lower max_model_len to {longest} or raise kv_cache_memory_bytes")
+        logger.warning("%s: requests may have %d tokens", message, longest)
+    caps = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
+    scheduler = Scheduler(config.scheduler, cache, caps)
+    return EngineCore(scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed)

@@ -1,0 +1,191 @@
+"""The loop: schedule, submit, finish, update. Also what happens when a step fails."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from octavo.core.messages import Delta, StepOutputs, StepStats, Submit
+from octavo.core.params import RequestOutputKind
+from octavo.core.request import Request
+from octavo.engine.recovery import Quarantine
+from octavo.errors import PromptTooLong
+from octavo.executor.executor import Executor, StepHandle
+from octavo.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Owned by one thread. `max_total_tokens` is what the model and an empty cache can hold of one request."""
+
+    def __init__(self, scheduler: Scheduler, executor: Executor, depth: int, max_total_tokens: int, seed: int) -> None:
+        self.scheduler = scheduler
+        self.executor = executor
+        self.depth = depth
+        self.max_total_tokens = max_total_tokens
+        self._in_flight: deque[StepHandle] = deque()
+        self._quarantine = Quarantine()
+        self._random = random.Random(seed)
+        self._pending: list[Delta] = []  # ends that no step brought: aborts and failures
+
+    def add(self, submit: Submit) -> None:
+        """Raises InvalidRequest; nothing has changed then."""
+        num_prompt = len(submit.prompt_token_ids)
+        if num_prompt >= self.max_total_tokens:
+            raise PromptTooLong(
+                num_prompt, self.max_total_tokens - 1, "the engine's context (model and cache) less one token to generate"
+            )
+        params = submit.params
+        limit = self.max_total_tokens
+        if params.max_tokens is not None:
+            limit = min(limit, num_prompt + params.max_tokens)
+        self.scheduler.add(
+            Request(
+                submit.request_id,
+                list(submit.prompt_token_ids),
+                params,
+                submit.arrival_time,
+                priority=submit.priority,
+                seed=submit.seed if submit.seed is not None else self._random.getrandbits(63),
+                max_total_tokens=limit,
+                stop_token_ids=frozenset(params.stop_token_ids or ()),
+                eos_token_ids=frozenset() if params.ignore_eos else frozenset(submit.eos_token_ids),
+                cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
+                streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
+            )
+        )
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        deltas = self.scheduler.abort(request_ids)
+        self._pending += deltas
+        self._quarantine.clear(delta.request_id for delta in deltas)
+
+    def has_work(self) -> bool:
+        return bool(self.scheduler.num_unfinished or self._in_flight or self._pending)
+
+    def step(self) -> StepOutputs:
+        """Keeps `depth` steps in flight: 1 is synchronous, 2 plans and submits the next while this one runs. Returns
+        what the oldest brought."""
+        started = time.perf_counter()
+        scheduling = 0.0
+        depth = 1 if self._quarantine else self.depth
+        while len(self._in_flight) < depth:
+            before = time.perf_counter()
+            plan = self.scheduler.schedule(only=self._quarantine.group)
+            scheduling += time.perf_counter() - before
+            if plan is None:
+                break
+            handle = None
+            try:
+                handle = self.executor.submit(plan)  # the forward of N + 1 goes out while N runs
+                if not self._in_flight:
+                    handle.finish()  # nothing before it is unknown
+            except Exception as error:
+                return self._recover([plan.step_id], list(plan.num_scheduled_tokens), error)
+            self._in_flight.append(handle)
+        if not self._in_flight:
+            if self._quarantine and not self._pending:
+                self._unblock_quarantine()
+            return self._outputs([], None)
+        handle = self._in_flight.popleft()
+        try:
+            result = handle.wait()
+        except Exception as error:
+            return self._recover([handle.plan.step_id], list(handle.plan.num_scheduled_tokens), error)
+        before = time.perf_counter()
+        planned = self.scheduler.planned(handle.plan)
+        deltas = self.scheduler.update(handle.plan, result)
+        if result.failed:
+            deltas += self._isolate(result.failed)
+        if self._quarantine:
+            proven = [request.request_id for request, epoch in planned.sampled if request.epoch == epoch]
+            self._clear_suspects(request_id for request_id in proven if request_id not in result.failed)
+        updating = time.perf_counter() - before
+        if self._in_flight:
+            try:
+                self._in_flight[0].finish()  # N's tokens are known: what N + 1 samples with can be made
+            except Exception as error:
+                failed = self._in_flight[0].plan
+                outputs = self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
+                return StepOutputs(deltas + outputs.deltas, outputs.stats)
+        stats = StepStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_scheduled_tokens=handle.plan.total_tokens,
+            num_prefill_tokens=planned.num_prefill_tokens,
+            num_cached_tokens=planned.num_cached_tokens,
+            num_preempted=planned.num_preempted,
+            cache_usage=self.scheduler.cache.usage,
+            schedule_seconds=scheduling,
+            update_seconds=updating,
+            step_seconds=time.perf_counter() - started,
+        )
+        return self._outputs(deltas, stats)
+
+    def _outputs(self, deltas: list[Delta], stats: StepStats | None) -> StepOutputs:
+        if self._pending:
+            deltas, self._pending = self._pending + deltas, []
+        return StepOutputs(deltas, stats)
+
+    # failures
+
+    def _recover(self, failed_steps: list[int], suspects: list[str], error: Exception) -> StepOutputs:
+        """A step raised. Steps in flight are dropped, everything in progress starts over from what earlier steps
+        completed, and the rows of the failed step are tried apart."""
+        logger.warning("a step of %d requests failed: %s: %s", len(suspects), type(error).__name__, error)
+        dropped = [handle.plan.step_id for handle in self._in_flight]
+        self._in_flight.clear()
+        self.executor.reset()
+        self.scheduler.withdraw(failed_steps + dropped)
+        deltas: list[Delta] = []
+        if self._quarantine:
+            guilty = self._quarantine.split()
+            if guilty is not None:
+                deltas = self._condemn(guilty, f"{type(error).__name__}: {error}")
+        else:
+            self._suspect([suspects])
+        return self._outputs(deltas, None)
+
+    def _isolate(self, failed: dict[str, str]) -> list[Delta]:
+        """Rows whose results were not finite. Whoever is flagged while running alone is guilty; others may only have
+        read what a guilty one wrote, so each is tried alone on a cache that nobody else has touched."""
+        deltas: list[Delta] = []
+        group = self._quarantine.group
+        for request_id, reason in failed.items():
+            if group == [request_id]:
+                deltas += self._condemn(request_id, reason)
+            else:
+                self.scheduler.distrust(request_id)
+        self._suspect([[request_id] for request_id in failed if request_id in self.scheduler.requests])
+        return deltas
+
+    def _suspect(self, groups: list[list[str]]) -> None:
+        live = self.scheduler.requests
+        groups = [[request_id for request_id in group if request_id in live] for group in groups]
+        for group in groups:
+            for request_id in group:
+                live[request_id].skip_cache_reads = True
+        self._quarantine.suspect(groups)
+
+    def _condemn(self, request_id: str, reason: str) -> list[Delta]:
+        logger.warning("request %s ends: %s", request_id, reason)
+        deltas = self.scheduler.fail(request_id, reason)
+        self._quarantine.clear([request_id])
+        return deltas
+
+    def _clear_suspects(self, proven: Iterable[str]) -> None:
+        proven = list(proven)
+        live = self.scheduler.requests
+        for request_id in proven:
+            if request_id in live:
+                live[request_id].skip_cache_reads = False
+        gone = [request_id for request_id in self._quarantine.group or () if request_id not in live]
+        self._quarantine.clear(proven + gone)
+
+    def _unblock_quarantine(self) -> None:
+        """The group under suspicion cannot be planned beside the others' blocks: let it have the whole cache."""
+        self.scheduler.preempt_all()

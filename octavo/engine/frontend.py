@@ -1,0 +1,112 @@
+"""The front end's parts, put together: what `LLM` and `AsyncEngine` have in common."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from octavo.config.checkpoint import locate
+from octavo.config.engine_config import EngineConfig
+from octavo.config.options import make_options
+from octavo.config.resolve import explain
+from octavo.core.params import SamplingParams
+from octavo.engine.client import EngineClient, InlineClient
+from octavo.engine.configure import Configured, configure
+from octavo.engine.detokenizer import TokenText
+from octavo.engine.inputs import InputProcessor, PromptLimits
+from octavo.engine.outputs import OutputProcessor
+from octavo.errors import ConfigurationError, InvalidRequest
+from octavo.tokenization.chat_template import find_chat_template
+from octavo.tokenization.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Frontend:
+    """Everything between a user and the core. `configured` is None where the parts were made by hand."""
+
+    client: EngineClient
+    inputs: InputProcessor
+    outputs: OutputProcessor
+    tokenizer: Tokenizer | None = None
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    configured: Configured | None = None
+
+    def default_params(self) -> SamplingParams:
+        """What a request gets that brings no parameters: the generation config's values over ours."""
+        return SamplingParams(**self.sampling_defaults)
+
+    def require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidRequest("the engine runs without a tokenizer (skip_tokenizer_init)", "tokenizer")
+        return self.tokenizer
+
+
+def open_frontend(model: str | Mapping[str, Any] | None, options: Mapping[str, Any]) -> Frontend:
+    """Finds the model, starts a core in this process and loads the tokenizer beside it.
+
+    Raises ConfigurationError, CheckpointError, OutOfMemory.
+    """
+    shape = model if isinstance(model, Mapping) else None
+    named = {} if model is None or shape is not None else {"model": model}
+    return start_frontend(configure(make_options({**options, **named}), shape))
+
+
+def start_frontend(configured: Configured) -> Frontend:
+    config = configured.config
+    _log.debug("choices:\n%s", explain(configured.resolved.reasons))
+    with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
+        text = beside.submit(_load_text, config)
+        # torch comes with it: the front end itself does without
+        core = import_module("octavo.engine.assemble").build_engine(config, configured.platform)
+        try:
+            tokenizer, chat_template = text.result()
+        except BaseException:
+            core.shutdown()
+            raise
+    limits = PromptLimits(config.model.vocab_size, core.max_total_tokens, config.model.max_logprobs)
+    return Frontend(
+        client=InlineClient(core),
+        inputs=InputProcessor(limits, tokenizer, _eos_token_ids(config, tokenizer), chat_template),
+        outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer)),
+        tokenizer=tokenizer,
+        sampling_defaults=config.text.sampling_defaults,
+        configured=configured,
+    )
+
+
+def _load_text(config: EngineConfig) -> tuple[Tokenizer | None, str | None]:
+    """The tokenizer and the chat template, where there are any."""
+    if config.text.skip_tokenizer_init:
+        return None, None
+    checkpoint = config.model.checkpoint
+    path = checkpoint.path
+    if path is None or config.model.tokenizer != str(path):
+        path = locate(config.model.tokenizer, load_format="dummy")  # its small files only
+        checkpoint = replace(checkpoint, path=path)
+    tokenizer = Tokenizer.from_path(path)
+    if config.text.chat_template is not None:
+        return tokenizer, _read_template(config.text.chat_template)
+    return tokenizer, find_chat_template(checkpoint)
+
+
+def _read_template(named: str) -> str:
+    """A template, or what a file of that name holds. Raises ConfigurationError."""
+    if "{" in named or "\n" in named:
+        return named
+    try:
+        return Path(named).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"chat_template: {named} is neither a template nor a readable file: {error}") from None
+
+
+def _eos_token_ids(config: EngineConfig, tokenizer: Tokenizer | None) -> set[int]:
+    """The configs' and the tokenizer's: models end an answer with either."""
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return {*config.text.eos_token_ids, *([] if own is None else [own])}

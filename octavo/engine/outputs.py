@@ -1,0 +1,317 @@
+"""What the core's deltas mean to a user: text, stop strings, log-probabilities, finish reasons.
+
+A step only appends to lists; `take` makes a RequestOutput of everything since the last one, so a reader that comes
+late gets merged deltas, and who wants only the end pays for nothing else. No thread of its own, no locks: one thread
+owns an OutputProcessor and everything it made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from octavo.core.messages import Delta, StepOutputs, Submit
+from octavo.core.outputs import (
+    CompletionOutput,
+    Logprob,
+    PositionLogprobs,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
+from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.request import FinishReason
+from octavo.engine.detokenizer import Detokenizer, TokenText
+from octavo.engine.stop_strings import StopStrings
+
+_CUMULATIVE, _DELTA, _FINAL_ONLY = (
+    RequestOutputKind.CUMULATIVE,
+    RequestOutputKind.DELTA,
+    RequestOutputKind.FINAL_ONLY,
+)
+
+
+@dataclass(slots=True)
+class PreparedRequest:
+    """A checked request: what the core is sent (one Submit for each of its n completions), and what it goes by."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    submits: list[Submit]
+
+
+@dataclass(slots=True)
+class ProcessedStep:
+    """What one step changed."""
+
+    changed: list[ActiveRequest] = field(default_factory=list)  # `take` has something for each
+    stopped: list[str] = field(default_factory=list)  # ids that the core must abort: a stop string was completed
+
+
+class Completion:
+    """One completion of a request as it grows. With DELTA, what was taken is forgotten."""
+
+    __slots__ = (
+        "_decoded",
+        "_detokenizer",
+        "_shown",
+        "_stop_strings",
+        "_token_text",
+        "cumulative_logprob",
+        "finish_reason",
+        "has_news",
+        "index",
+        "logprob_rows",
+        "num_tokens",
+        "request",
+        "stop_reason",
+        "text",
+        "token_ids",
+    )
+
+    def __init__(self, index: int, request: ActiveRequest, token_text: TokenText | None) -> None:
+        params = request.params
+        self.index, self.request, self._token_text = index, request, token_text
+        self.token_ids: list[int] = []
+        self.num_tokens = 0  # all of them; token_ids may hold the untaken ones only
+        self._decoded = 0  # of token_ids
+        self.text = ""
+        self._shown = 0  # log-probability rows that were turned into dictionaries
+        self.logprob_rows: list[TokenLogprobs | PositionLogprobs] | None = None if params.logprobs is None else []
+        self.cumulative_logprob: float | None = None if params.logprobs is None else 0.0
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.has_news = False
+        self._detokenizer: Detokenizer | None = None
+        self._stop_strings: StopStrings | None = None
+        if token_text is not None and params.detokenize:
+            self._detokenizer = token_text.start(
+                request.prompt_token_ids, params.skip_special_tokens, params.spaces_between_special_tokens
+            )
+            if params.stop:
+                self._stop_strings = StopStrings(params.stop_strings, params.include_stop_str_in_output)
+
+    def extend(self, delta: Delta) -> bool:
+        """Takes in a step's tokens. True if they end the request and the core does not know: a stop string."""
+        count = len(delta.token_ids)
+        finish_reason = None if delta.finish_reason is None else FinishReason(delta.finish_reason)
+        stop: str | None = None
+        if self._stop_strings is not None and count:
+            # A final token that itself means "stop" is not text.
+            silent = finish_reason is FinishReason.STOP and not self.request.params.include_stop_str_in_output
+            stop, count = self._search(delta.token_ids[: count - silent], count)
+        self.token_ids += delta.token_ids if count == len(delta.token_ids) else delta.token_ids[:count]
+        self.num_tokens += count
+        if self.logprob_rows is not None and delta.logprobs:
+            rows = delta.logprobs[:count]
+            self.logprob_rows += rows
+            assert self.cumulative_logprob is not None
+            self.cumulative_logprob += sum(row.logprobs[0] for row in rows)
+        self.has_news = True
+        if stop is not None:
+            self.finish(FinishReason.STOP, stop)
+            return finish_reason is None
+        if finish_reason is not None:
+            self.finish(finish_reason, delta.stop_reason)
+        return False
+
+    def _search(self, token_ids: list[int], count: int) -> tuple[str | None, int]:
+        """Decodes token by token until a stop string completes: (it, number of tokens up to there)."""
+        assert self._detokenizer is not None and self._stop_strings is not None
+        min_tokens = self.request.params.min_tokens
+        for position, token_id in enumerate(token_ids, start=1):
+            may_stop = self.num_tokens + position > min_tokens
+            shown, stop = self._stop_strings.push(self._detokenizer.push((token_id,)), may_stop)
+            self.text += shown
+            if stop is not None:
+                return stop, position
+        return None, count
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        self.finish_reason, self.stop_reason, self.has_news = reason, stop_reason, True
+
+    def take(self, kind: RequestOutputKind) -> CompletionOutput:
+        """Everything, or with DELTA what came since the last call."""
+        self._decode()
+        output = CompletionOutput(
+            index=self.index,
+            text=self.text,
+            token_ids=self.token_ids,
+            cumulative_logprob=self.cumulative_logprob,
+            logprobs=self._positions(),
+            finish_reason=None if self.finish_reason is None else str(self.finish_reason),
+            stop_reason=self.stop_reason,
+        )
+        self.has_news = False
+        if kind is _DELTA:
+            self.token_ids, self.text, self._decoded, self._shown = [], "", 0, 0
+            if self.logprob_rows is not None:
+                self.logprob_rows = []
+        elif kind is _CUMULATIVE:  # the lists still grow
+            output.token_ids = self.token_ids.copy()
+        return output
+
+    def _decode(self) -> None:
+        """Brings `text` up to `token_ids`."""
+        detokenizer, stop_strings = self._detokenizer, self._stop_strings
+        if detokenizer is None:
+            return
+        finished = self.finish_reason is not None
+        if stop_strings is None:
+            end = len(self.token_ids)
+            if self.finish_reason is FinishReason.STOP and not self.request.params.include_stop_str_in_output:
+                end -= 1  # an end-of-text token or one of stop_token_ids
+            if end > self._decoded:
+                self.text += detokenizer.push(self.token_ids[self._decoded : end])
+            self._decoded = len(self.token_ids)
+            if finished:
+                self.text += detokenizer.flush()
+        elif finished and not isinstance(self.stop_reason, str):
+            shown, stop = stop_strings.push(detokenizer.flush(), may_stop=False)
+            assert stop is None
+            self.text += shown + stop_strings.flush()
+        if finished:
+            self._detokenizer = self._stop_strings = None
+
+    def _positions(self) -> list[PositionLogprobs] | None:
+        rows = self.logprob_rows
+        if rows is None:
+            return None
+        for position in range(self._shown, len(rows)):
+            row = rows[position]
+            if isinstance(row, TokenLogprobs):
+                rows[position] = self._dictionary(row)
+        self._shown = len(rows)
+        return [row for row in rows if isinstance(row, dict)]
+
+    def _dictionary(self, row: TokenLogprobs) -> PositionLogprobs:
+        text = self._token_text
+        return {
+            token_id: Logprob(logprob, rank, None if text is None else text.text_of(token_id))
+            for token_id, logprob, rank in zip(row.token_ids, row.logprobs, row.ranks, strict=True)
+        }
+
+
+class ActiveRequest:
+    """One request on its way: its completions, and what was taken of them."""
+
+    __slots__ = (
+        "completions",
+        "error",
+        "is_listed",
+        "metrics",
+        "num_cached_tokens",
+        "num_unfinished",
+        "params",
+        "prompt",
+        "prompt_token_ids",
+        "request_id",
+        "submits",
+    )
+
+    def __init__(self, prepared: PreparedRequest, token_text: TokenText | None) -> None:
+        self.request_id, self.prompt = prepared.request_id, prepared.prompt
+        self.prompt_token_ids, self.params = prepared.prompt_token_ids, prepared.params
+        self.submits = prepared.submits
+        self.metrics = RequestMetrics(arrival_time=prepared.submits[0].arrival_time)
+        self.num_cached_tokens = 0
+        self.error: str | None = None
+        self.is_listed = False  # in the `changed` of the step at hand
+        self.completions = [Completion(index, self, token_text) for index in range(len(prepared.submits))]
+        self.num_unfinished = len(self.completions)
+
+    @property
+    def finished(self) -> bool:
+        return self.num_unfinished == 0
+
+    @property
+    def streams(self) -> bool:
+        """Tokens come as they are made, not all at the end: the same question as the core's `Request.streams`."""
+        return self.params.output_kind is not _FINAL_ONLY or bool(self.params.stop)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(completion.num_tokens for completion in self.completions)
+
+    def take(self) -> RequestOutput | None:
+        """What `output_kind` asks for, covering everything since the last call; None if there is nothing."""
+        kind = self.params.output_kind
+        if kind is _FINAL_ONLY:
+            ready = self.completions if self.finished else []
+        else:
+            ready = [completion for completion in self.completions if completion.has_news]
+        if not ready:
+            return None
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=[completion.take(kind) for completion in ready],
+            finished=self.finished,
+            num_cached_tokens=self.num_cached_tokens,
+            metrics=self.metrics,
+            error=self.error,
+        )
+
+
+class OutputProcessor:
+    """Routes deltas to completions. `token_text` is None where no tokenizer was loaded."""
+
+    def __init__(self, token_text: TokenText | None) -> None:
+        self.token_text = token_text
+        self._completions: dict[str, Completion] = {}  # by the id that the core knows
+
+    @property
+    def num_unfinished(self) -> int:
+        """Completions that are under way."""
+        return len(self._completions)
+
+    def add(self, prepared: PreparedRequest) -> ActiveRequest:
+        request = ActiveRequest(prepared, self.token_text)
+        for submit, completion in zip(prepared.submits, request.completions, strict=True):
+            assert submit.request_id not in self._completions
+            self._completions[submit.request_id] = completion
+        return request
+
+    def process(self, outputs: StepOutputs) -> ProcessedStep:
+        """Takes in one step. Deltas of requests that are over here already are passed by."""
+        result = ProcessedStep()
+        completions, now = self._completions, time.monotonic()
+        for delta in outputs.deltas:
+            completion = completions.get(delta.request_id)
+            if completion is None:
+                continue
+            request = completion.request
+            if delta.token_ids:
+                if request.metrics.first_token_time is None and request.streams:
+                    request.metrics.first_token_time = now
+                request.metrics.last_token_time = now
+            if delta.num_cached_tokens > request.num_cached_tokens:
+                request.num_cached_tokens = delta.num_cached_tokens
+            if delta.error is not None and request.error is None:
+                request.error = delta.error
+            if completion.extend(delta):
+                result.stopped.append(delta.request_id)
+            if completion.finish_reason is not None:
+                del completions[delta.request_id]
+                request.num_unfinished -= 1
+            if not request.is_listed and (request.params.output_kind is not _FINAL_ONLY or request.num_unfinished == 0):
+                request.is_listed = True
+                result.changed.append(request)
+        for request in result.changed:
+            request.is_listed = False
+        return result
+
+    def abort(self, requests: Iterable[ActiveRequest]) -> list[str]:
+        """Ends what is unfinished of them with finish reason "abort". Returns the ids that the core must abort."""
+        aborted = []
+        for request in requests:
+            for submit, completion in zip(request.submits, request.completions, strict=True):
+                if self._completions.pop(submit.request_id, None) is not None:
+                    completion.finish(FinishReason.ABORT)
+                    request.num_unfinished -= 1
+                    aborted.append(submit.request_id)
+        return aborted

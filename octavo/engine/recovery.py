@@ -1,0 +1,54 @@
+"""After a failed step: who was it? Suspects run apart from the others until they are cleared or found guilty."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+
+class Quarantine:
+    """Groups of request ids that must run by themselves, one group after the other, at depth 1.
+
+    A group is cleared when each member has produced a token or is gone. A group that fails again is halved; a single
+    request that fails is guilty. So one guilty row among n is found in about 2 log2(n) steps.
+    """
+
+    def __init__(self) -> None:
+        self._groups: deque[list[str]] = deque()
+        self._unproven: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    @property
+    def group(self) -> list[str] | None:
+        """The requests that may run now; None if everybody may."""
+        return self._groups[0] if self._groups else None
+
+    def suspect(self, groups: Iterable[list[str]]) -> None:
+        for group in groups:
+            if group:
+                self._groups.append(group)
+        self._start()
+
+    def split(self) -> str | None:
+        """The group at hand failed: its halves are tried next. Returns the guilty one if it stood alone."""
+        group = self._groups.popleft()
+        guilty = None
+        if len(group) == 1:
+            guilty = group[0]
+        else:
+            middle = len(group) // 2
+            self._groups.extendleft([group[middle:], group[:middle]])
+        self._start()
+        return guilty
+
+    def clear(self, request_ids: Iterable[str]) -> None:
+        """These have produced a token, or have ended."""
+        self._unproven.difference_update(request_ids)
+        while self._groups and not self._unproven:
+            self._groups.popleft()
+            self._start()
+
+    def _start(self) -> None:
+        self._unproven = set(self._groups[0]) if self._groups else set()

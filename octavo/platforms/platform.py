@@ -1,0 +1,46 @@
+"""What octavo knows of a device, as a record. One file a platform makes one; nobody subclasses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from octavo.core.facts import PlatformFacts
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One device, or one kind of devices. Imports no torch: `device` and `dtypes` are torch's names as strings."""
+
+    name: str  # "cpu"; also the name of its rows in ops/dispatch.py
+    description: str  # for people: the processor's own name
+    device: str  # for torch.device
+    dtypes: tuple[str, ...]  # that compute here at all
+    fast_dtypes: tuple[str, ...]  # that the hardware computes in; the preferred first
+    capability: tuple[int, int] | None  # compute capability, where the device has one
+    instruction_sets: tuple[str, ...]  # that octavo's kernels can use; empty where the question makes no sense
+    attention_order: Callable[[Any], tuple[str, ...]]  # AttentionQuery -> names of backends, best first
+    op_order: tuple[str, ...]  # implementations of ops, best first; "torch" is always last
+    graphs: Literal["eager", "captured"]
+    collectives: str  # torch.distributed's name
+    pinned_memory: bool
+    streams: bool  # the device works beside the host
+    shares_memory: bool  # with the host, and so with other programs
+    num_threads: int  # cores this process may use for arithmetic
+    memory_info: Callable[[], tuple[int, int]]  # () -> (free, total) bytes that this process may use
+    worker: str  # "module:Class"
+    default_options: Mapping[str, Any] = field(default_factory=dict)  # option name -> default here
+    limits: Mapping[str, int] = field(default_factory=dict)  # what hardware bounds, by name
+
+    def facts(self) -> PlatformFacts:
+        """What `config/resolve.py` needs of it."""
+        return PlatformFacts(
+            name=self.name,
+            dtypes=self.dtypes,
+            fast_dtypes=self.fast_dtypes,
+            num_threads=self.num_threads,
+            is_asynchronous=self.streams,
+            shares_memory=self.shares_memory,
+            default_options=self.default_options,
+        )

@@ -1,0 +1,256 @@
+"""Logits to tokens for the rows of a step, each by its own request's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from octavo.core.params import SamplingParams
+from octavo.ops import sampling as ops
+from octavo.sampling.logprobs import LogprobBlock, group_by_size
+from octavo.sampling.penalties import TokenCounts
+from octavo.sampling.upload import upload
+
+# Columns of the parameter tables
+TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
+SEED, TOP_K, MIN_TOKENS = range(3)
+
+
+@dataclass(slots=True)
+class SamplerOutput:
+    """What came of S rows. Everything is still on its way on the device."""
+
+    token_ids: Tensor  # int64 [S]; of a failed row, some id of the vocabulary
+    nan: Tensor  # bool [S]: rows whose logits have no finite maximum; they failed
+    logprobs: list[LogprobBlock] = field(default_factory=list)  # empty if nobody asked
+
+
+@dataclass(slots=True)
+class Part:
+    """The rows of a batch that use a feature. `idx` is None when all do, so that nothing needs to be gathered."""
+
+    members: list[int]  # rows of the batch, ascending
+    idx: Tensor | None
+
+    def take(self, tensor: Tensor) -> Tensor:
+        return tensor if self.idx is None else tensor[self.idx]
+
+    def put(self, tensor: Tensor, values: Tensor) -> Tensor:
+        """`tensor` with `values` in this part's rows; written in place unless they are all its rows."""
+        return values if self.idx is None else tensor.index_copy_(0, self.idx, values)
+
+
+@dataclass(slots=True)
+class Parts:
+    """Who uses what in a batch; None where nobody does, and then that feature's code does not run."""
+
+    random: Part | None
+    truncated: Part | None  # among the random rows, and counted within them
+    penalised: Part | None
+    slots: Tensor | None  # of the penalised rows in the token counts
+    min_tokens: Part | None
+    logprobs: list[tuple[Part, list[int]]]  # and how many each row asked for
+
+    @property
+    def changes_logits(self) -> bool:
+        return bool(self.penalised or self.min_tokens or (self.random and self.random.idx is None))
+
+
+class Sampler:
+    """Keeps the parameters of every live row on the device and samples the rows of each step by them.
+
+    Order: raw log-probabilities are set aside; min_tokens masks; penalties; greedy rows take the maximum; random rows:
+    temperature, min_p, top_k, top_p, draw. A draw is a function of (seed, output position), so it does not depend on
+    the batch, on the depth of the pipeline or on preemption. The host's sets only say which code to run. Owned by the
+    runner's thread.
+    """
+
+    def __init__(self, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
+        self.vocab_size, self.device = vocab_size, torch.device(device)
+        self._floats = torch.zeros(max_rows, 6, dtype=torch.float32, device=self.device)
+        self._ints = torch.zeros(max_rows, 3, dtype=torch.int64, device=self.device)
+        self._stop_ids = torch.zeros(max_rows, 0, dtype=torch.int64, device=self.device)  # padded with the row's first
+        self._counts = TokenCounts(vocab_size, self.device)
+        self._random: set[int] = set()
+        self._truncated: set[int] = set()
+        self._min_tokens: set[int] = set()
+        self._num_logprobs: dict[int, int] = {}
+        self._staged: dict[int, tuple[list[float], list[int]]] = {}  # rows added since the last step
+        self._parts: tuple[list[int], Parts] | None = None  # of the last batch, while no row changed
+
+    def add_row(
+        self,
+        row: int,
+        params: SamplingParams,
+        seed: int,
+        prompt_token_ids: list[int],
+        output_token_ids: list[int],
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        """Takes `row` for a request, new or resumed (then `output_token_ids` are the tokens it already has).
+
+        `eos_token_ids` are what min_tokens holds back beside the request's stop ids. Any integer is a `seed`.
+        """
+        self.remove_row(row)
+        if not params.is_greedy:
+            self._random.add(row)
+            if params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0:
+                self._truncated.add(row)
+        if params.repetition_penalty != 1.0 or params.frequency_penalty or params.presence_penalty:
+            self._counts.add(row, prompt_token_ids, output_token_ids)
+        if params.logprobs is not None:
+            asked = self.vocab_size if params.logprobs == -1 else params.logprobs
+            self._num_logprobs[row] = min(asked, self.vocab_size)
+        held_back = sorted({t for t in {*eos_token_ids, *(params.stop_token_ids or ())} if 0 <= t < self.vocab_size})
+        if params.min_tokens > len(output_token_ids) and held_back:
+            self._min_tokens.add(row)
+            self._write_stop_ids(row, held_back)
+        self._staged[row] = (
+            [
+                params.temperature,
+                params.top_p,
+                params.min_p,
+                params.repetition_penalty,
+                params.frequency_penalty,
+                params.presence_penalty,
+            ],
+            [(seed + 2**63) % 2**64 - 2**63, min(params.top_k, self.vocab_size), params.min_tokens],
+        )
+
+    def remove_row(self, row: int) -> None:
+        """Forgets the request of `row`, if it has one."""
+        self._parts = None
+        self._random.discard(row)
+        self._truncated.discard(row)
+        self._min_tokens.discard(row)
+        self._num_logprobs.pop(row, None)
+        self._staged.pop(row, None)
+        if row in self._counts.slot_of_row:
+            self._counts.remove(row)
+
+    def sample(self, logits_SV: Tensor, rows: Tensor, rows_host: list[int], output_positions: Tensor) -> SamplerOutput:
+        """One token for each of S rows; `logits_SV` (float32) may be overwritten.
+
+        `rows` (int64 [S], and the same on the host) are the rows' places in the table, `output_positions` (int64 [S])
+        the number of output tokens each has so far.
+        """
+        self._write_staged()
+        parts = self._split(rows_host)
+        raw = self._set_raw_aside(logits_SV, parts)
+        if parts.min_tokens:
+            self._hold_stops_back(logits_SV, parts.min_tokens, rows, output_positions)
+        if parts.penalised:
+            logits_SV = self._penalise(logits_SV, parts, rows)
+        token_ids, nan = self._choose(logits_SV, parts, rows, output_positions)
+        if parts.penalised and parts.slots is not None:
+            self._counts.count(parts.slots, parts.penalised.take(token_ids))
+        logprobs = [
+            LogprobBlock(
+                part.members,
+                num_top,
+                *ops.gather_logprobs(raw_logits, part.take(token_ids), max(num_top)),
+            )
+            for (part, num_top), raw_logits in zip(parts.logprobs, raw, strict=True)
+        ]
+        return SamplerOutput(token_ids, nan, logprobs)
+
+    def _choose(self, logits_SV: Tensor, parts: Parts, rows: Tensor, output_positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids, and which rows have no finite maximum."""
+        random = parts.random
+        if random is None:
+            token_ids, greatest = ops.argmax(logits_SV)
+            return token_ids, ~torch.isfinite(greatest)
+        random_rows = random.take(rows)
+        floats, ints = self._floats[random_rows], self._ints[random_rows]
+        scaled = random.take(logits_SV).div_(floats[:, TEMPERATURE, None])
+        if parts.truncated:
+            those = parts.truncated
+            top_k, top_p, min_p = (
+                those.take(column) for column in (ints[:, TOP_K], floats[:, TOP_P], floats[:, MIN_P])
+            )
+            scaled = those.put(scaled, ops.mask_truncated(those.take(scaled), top_k, top_p, min_p))
+        uniform = ops.row_uniform(ints[:, SEED], random.take(output_positions))
+        drawn, drawn_nan = ops.sample(scaled, uniform), ~torch.isfinite(scaled.amax(-1))
+        if random.idx is None:
+            return drawn, drawn_nan
+        token_ids, greatest = ops.argmax(logits_SV)
+        return random.put(token_ids, drawn), random.put(~torch.isfinite(greatest), drawn_nan)
+
+    def _penalise(self, logits_SV: Tensor, parts: Parts, rows: Tensor) -> Tensor:
+        assert parts.penalised is not None and parts.slots is not None
+        floats = self._floats[parts.penalised.take(rows)]
+        penalised = self._counts.penalise(
+            parts.penalised.take(logits_SV),
+            parts.slots,
+            floats[:, REPETITION],
+            floats[:, FREQUENCY],
+            floats[:, PRESENCE],
+        )
+        return parts.penalised.put(logits_SV, penalised)
+
+    def _hold_stops_back(self, logits_SV: Tensor, part: Part, rows: Tensor, output_positions: Tensor) -> None:
+        part_rows = part.take(rows)
+        is_early = part.take(output_positions) < self._ints[part_rows, MIN_TOKENS]
+        stop_ids = self._stop_ids[part_rows]
+        masked = part.take(logits_SV)
+        held = masked.gather(1, stop_ids).masked_fill(is_early[:, None], -torch.inf)
+        masked.scatter_(1, stop_ids, held)
+        if part.idx is not None:
+            part.put(logits_SV, masked)
+
+    def _set_raw_aside(self, logits_SV: Tensor, parts: Parts) -> list[Tensor]:
+        """The logits of the rows that asked for log-probabilities, as the model gave them."""
+        return [
+            logits_SV.clone() if part.idx is None and parts.changes_logits else part.take(logits_SV)
+            for part, _ in parts.logprobs
+        ]
+
+    def _split(self, rows_host: list[int]) -> Parts:
+        """Who uses what. Kept over steps: while a batch stays the same, it is split once."""
+        if self._parts is not None and self._parts[0] == rows_host:
+            return self._parts[1]
+        random = self._part(rows_host, self._random)
+        penalised = self._part(rows_host, self._counts.slot_of_row)
+        wanted = [(i, self._num_logprobs[row]) for i, row in enumerate(rows_host) if row in self._num_logprobs]
+        parts = Parts(
+            random=random,
+            truncated=self._part([rows_host[i] for i in random.members], self._truncated) if random else None,
+            penalised=penalised,
+            slots=self._counts.slots(rows_host[i] for i in penalised.members) if penalised else None,
+            min_tokens=self._part(rows_host, self._min_tokens),
+            logprobs=[
+                (self._part_of([i for i, _ in group], len(rows_host)), [num_top for _, num_top in group])
+                for group in group_by_size(wanted)
+            ],
+        )
+        self._parts = (list(rows_host), parts)
+        return parts
+
+    def _part(self, rows_host: list[int], users: set[int] | dict[int, int]) -> Part | None:
+        members = [i for i, row in enumerate(rows_host) if row in users] if users else []
+        return self._part_of(members, len(rows_host)) if members else None
+
+    def _part_of(self, members: list[int], num_rows: int) -> Part:
+        return Part(members, None if len(members) == num_rows else upload(members, torch.int64, self.device))
+
+    def _write_staged(self) -> None:
+        if not self._staged:
+            return
+        places = upload(list(self._staged), torch.int64, self.device)
+        floats, ints = zip(*self._staged.values(), strict=True)
+        self._floats.index_copy_(0, places, upload(floats, torch.float32, self.device))
+        self._ints.index_copy_(0, places, upload(ints, torch.int64, self.device))
+        self._staged.clear()
+
+    def _write_stop_ids(self, row: int, token_ids: Iterable[int]) -> None:
+        ids = list(token_ids)
+        width = self._stop_ids.shape[1]
+        if len(ids) > width:
+            filler = self._stop_ids[:, :1] if width else self._stop_ids.new_zeros(self._stop_ids.shape[0], 1)
+            self._stop_ids = torch.cat([self._stop_ids, filler.expand(-1, len(ids) - width)], dim=1)
+            width = len(ids)
+        padded = ids + ids[:1] * (width - len(ids))
+        self._stop_ids[row] = upload(padded, torch.int64, self.device)

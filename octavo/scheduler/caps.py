@@ -1,0 +1,95 @@
+"""The token caps that every engine has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from octavo.core.hooks import PlanView
+from octavo.core.request import Request
+
+UNLIMITED = 1 << 60
+MAX_SHARES = 8  # long prompts that advance in one step
+
+
+class LongPrefill:
+    """At most `threshold` prompt tokens of one request a step, while others compete. 0 is no limit."""
+
+    def __init__(self, threshold: int) -> None:
+        self._threshold = threshold or UNLIMITED
+        self._limit = UNLIMITED
+
+    def begin(self, plan: PlanView, running: Sequence[Request], waiting: Sequence[Request], is_fair: bool) -> None:
+        self._limit = self._threshold if len(running) + len(waiting) > 1 else UNLIMITED
+
+    def __call__(self, request: Request, plan: PlanView) -> int:
+        return self._limit
+
+
+class FairShare:
+    """Divides the budget over the prompts in progress and those that could start.
+
+    Each decoding row's token is set aside first. Of the rest, everyone may have up to a level such that the sum is the
+    budget (water filling), so a short prompt is served whole, however long the others are. At most MAX_SHARES
+    long prompts share a step; the others wait their turn, since slices ever thinner would finish all of them late. A
+    more urgent priority is served before a less urgent one gets a share. The second round of a step has no level:
+    what nobody's share used goes to whoever comes first.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._levels: dict[int, int] = {}  # by priority
+        self._late: set[str] = set()  # long prompts that wait their turn
+        self._is_fair = False
+
+    def begin(self, plan: PlanView, running: Sequence[Request], waiting: Sequence[Request], is_fair: bool) -> None:
+        self._is_fair = is_fair
+        if not is_fair:
+            return
+        self._late.clear()
+        self._levels.clear()
+        prompts = [request for request in running if request.num_uncomputed > 1]
+        decoding = len(running) - len(prompts)
+        prompts += waiting
+        if not prompts:
+            return
+        budget = plan.budget_left - decoding
+        quantum = max(self._block_size, budget // MAX_SHARES)
+        for priority, members in groupby(sorted(prompts, key=_priority), key=_priority):
+            demands = []
+            num_long = 0
+            for request in members:
+                demand = request.num_uncomputed
+                if demand > quantum:
+                    num_long += 1
+                    if num_long > MAX_SHARES:
+                        self._late.add(request.request_id)
+                        continue
+                demands.append(demand)
+            level = water_level(demands, budget)
+            if level < UNLIMITED:
+                level = max(1, level - level % self._block_size or level)
+            self._levels[priority] = level
+            budget = max(0, budget - sum(min(demand, level) for demand in demands))
+
+    def __call__(self, request: Request, plan: PlanView) -> int:
+        if not self._is_fair or request.num_uncomputed <= 1:
+            return UNLIMITED
+        if request.request_id in self._late:
+            return 0
+        return self._levels.get(request.priority, UNLIMITED)
+
+
+def water_level(demands: list[int], budget: int) -> int:
+    """The largest level such that sum(min(demand, level)) <= budget; UNLIMITED if all demands fit."""
+    left, remaining = budget, sorted(demands)
+    for i, demand in enumerate(remaining):
+        level = left // (len(remaining) - i)
+        if demand > level:
+            return max(0, level)
+        left -= demand
+    return UNLIMITED
+
+
+def _priority(request: Request) -> int:
+    return request.priority

@@ -1,0 +1,342 @@
+"""Who runs next. One idea: every request has computed and expected tokens; each step hands out a token budget so that
+computed catches up with expected. Prompts in chunks, cache hits, preemption and drafts all follow from it; there is no
+prefill phase and no decode phase."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from octavo.cache.manager import CacheManager
+from octavo.config.engine_config import SchedulerConfig
+from octavo.core.hooks import Gate, TokenCap
+from octavo.core.messages import Delta
+from octavo.core.request import FINISH_REASONS, Request, RequestStatus
+from octavo.core.step import StepPlan, StepResult
+from octavo.errors import InvalidRequest
+from octavo.scheduler.plan_builder import CatchUps, PlanBuilder
+from octavo.scheduler.queues import QUEUES, RequestQueue
+from octavo.scheduler.stopping import check_stop
+
+
+@dataclass(slots=True)
+class Planned:
+    """What the scheduler remembers of a step in flight. `sampled` is parallel to the plan's, with each request's epoch."""
+
+    sampled: list[tuple[Request, int]]
+    num_prefill_tokens: int
+    num_cached_tokens: int
+    num_preempted: int
+
+
+class Scheduler:
+    """Owned by the core's thread. `running` is in the order in which requests are served; the last is the first to be
+    preempted, so a victim is never part of the plan that needs its blocks."""
+
+    def __init__(
+        self, config: SchedulerConfig, cache: CacheManager, caps: Sequence[TokenCap], gates: Sequence[Gate] = ()
+    ) -> None:
+        self.config = config
+        self.cache = cache
+        self.requests: dict[str, Request] = {}
+        self.running: list[Request] = []
+        self.waiting: RequestQueue = QUEUES[config.policy]()
+        self._caps = caps
+        self._gates = gates
+        self._planned: dict[int, Planned] = {}
+        self._removed: list[str] = []  # rows that the next plan drops
+        self._carried = CatchUps()  # gains that the next plan reports
+        self._next_step = 0
+        self._next_epoch = 0
+
+    # requests come and go
+
+    def add(self, request: Request) -> None:
+        if request.request_id in self.requests:
+            raise InvalidRequest(f"request_id {request.request_id!r} is in use by a live request", "request_id")
+        self._renew(request)
+        self.requests[request.request_id] = request
+        self.waiting.add(request)
+
+    def abort(self, request_ids: Iterable[str]) -> list[Delta]:
+        """Unknown ids are no error: the request may just have finished."""
+        return self._end(request_ids, RequestStatus.FINISHED_ABORTED)
+
+    def fail(self, request_id: str, error: str) -> list[Delta]:
+        return self._end([request_id], RequestStatus.FINISHED_ERROR, error)
+
+    def _end(self, request_ids: Iterable[str], status: RequestStatus, error: str | None = None) -> list[Delta]:
+        deltas = []
+        for request_id in request_ids:
+            request = self.requests.get(request_id)
+            if request is None:
+                continue
+            if request.status is RequestStatus.RUNNING:
+                self.running.remove(request)
+            else:
+                self.waiting.remove(request)
+            was_running = request.status is RequestStatus.RUNNING
+            request.status, request.error = status, error
+            self._retire(request, has_row=was_running)
+            deltas.append(self._last_delta(request, []))
+        return deltas
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.requests)
+
+    def _renew(self, request: Request) -> None:
+        """From here on, results of steps planned before are not this request's any more."""
+        request.epoch = self._next_epoch
+        self._next_epoch += 1
+        request.num_in_flight = 0
+        request.num_computed_tokens = 0
+
+    # planning
+
+    def schedule(self, only: Collection[str] | None = None) -> StepPlan | None:
+        """The next step's plan; None if there is nothing to compute. `only` restricts it to these requests."""
+        if not self.requests:
+            return None
+        plan = PlanBuilder(self._next_step, self.config.max_num_batched_tokens, self._carried)
+        self.cache.begin(plan.step_id)
+        self._make_room_for_urgent(plan, only)
+        for is_fair in (True, False):
+            candidates = self._candidates(plan, only)
+            for cap in self._caps:
+                cap.begin(plan, self.running, candidates, is_fair)
+            self._continue_running(plan, only, may_preempt=is_fair)
+            if not plan.preempted:
+                self._admit_waiting(plan, candidates)
+            if plan.preempted or not plan.budget_left or not self._is_anyone_hungry(plan):
+                break
+        if not plan.num_scheduled:
+            self._removed += [request.request_id for request in plan.preempted]
+            return None
+        self._next_step += 1
+        removed, self._removed = self._removed, []
+        self._carried = CatchUps()
+        self._planned[plan.step_id] = Planned(
+            [(request, request.epoch) for request in plan.sampled],
+            plan.num_prefill_tokens,
+            plan.num_cached_tokens,
+            len(plan.preempted),
+        )
+        return plan.finish(removed, self.cache)
+
+    def _candidates(self, plan: PlanBuilder, only: Collection[str] | None) -> list[Request]:
+        """The waiting requests that could start now."""
+        free_rows = self.config.max_num_seqs - len(self.running)
+        if free_rows <= 0 or plan.preempted or not self.waiting:
+            return []
+        ready = (
+            request
+            for request in self.waiting
+            if (only is None or request.request_id in only) and all(gate.open(request, plan) for gate in self._gates)
+        )
+        return list(islice(ready, free_rows))
+
+    def _is_anyone_hungry(self, plan: PlanBuilder) -> bool:
+        """Could more tokens be given in this step?"""
+        has_free_row = len(self.running) < self.config.max_num_seqs
+        return (has_free_row and len(self.waiting) > 0) or len(plan.sampled) < len(self.running)
+
+    def _continue_running(self, plan: PlanBuilder, only: Collection[str] | None, may_preempt: bool) -> None:
+        block_size = self.cache.block_size
+        scheduled = plan.num_scheduled
+        at = 0
+        while at < len(self.running) and plan.budget_left:
+            request = self.running[at]
+            at += 1
+            uncomputed = request.num_uncomputed
+            if only is not None and request.request_id not in only:
+                continue
+            if uncomputed == 1:
+                if request.request_id in scheduled or request.num_tokens_expected >= request.max_total_tokens:
+                    continue  # served in this step, or its last token is in flight
+                if request.num_computed_tokens % block_size:
+                    plan.grant(request, 1)  # room in its last block: nothing to ask the cache
+                    continue
+            num_new = uncomputed if uncomputed == 1 else self._chunk(request, plan)
+            if num_new == 0:
+                continue
+            if request.request_id not in scheduled:
+                self.cache.trim(request)
+            block_ids = self.cache.reserve(request, num_new)
+            while block_ids is None and may_preempt:
+                victim = self.running[-1]
+                self._preempt(victim, plan)
+                if victim is request:
+                    return
+                block_ids = self.cache.reserve(request, num_new)
+            if block_ids is None:
+                continue
+            plan.append_blocks(request, block_ids)
+            self._grant(request, num_new, plan)
+
+    def _chunk(self, request: Request, plan: PlanBuilder) -> int:
+        """How many tokens of a prompt in progress to compute now; first takes what others have computed meanwhile."""
+        if request.request_id not in plan.num_scheduled:
+            skipped, block_ids = self.cache.catch_up(request)
+            if skipped:
+                request.num_cached_tokens += skipped
+                plan.skip(request, skipped, block_ids)
+        if self.cache.waits_for_other(request):
+            return 0
+        return min(request.num_uncomputed, plan.budget_left, *(cap(request, plan) for cap in self._caps))
+
+    def _admit_waiting(self, plan: PlanBuilder, candidates: Iterable[Request]) -> None:
+        for request in candidates:
+            if not plan.budget_left:
+                return
+            hit = self.cache.lookup(request)
+            if self.cache.is_being_computed(request, hit.num_blocks):
+                continue
+            uncomputed = request.num_tokens - hit.num_blocks * self.cache.block_size
+            num_new = min(uncomputed, plan.budget_left, *(cap(request, plan) for cap in self._caps))
+            if num_new <= 0 or (num_new < uncomputed and not self.config.enable_chunked_prefill):
+                continue
+            if not self.cache.admit(request, hit, num_new, self.config.reserve_full_prompt):
+                return  # those behind it wait too, or a large request would never get its turn
+            self.waiting.remove(request)
+            self._enter_running(request)
+            if request.num_cached_tokens < 0:
+                request.num_cached_tokens = request.num_computed_tokens
+            plan.num_cached_tokens += request.num_computed_tokens
+            plan.start(request)
+            self._grant(request, num_new, plan)
+
+    def _enter_running(self, request: Request) -> None:
+        request.status = RequestStatus.RUNNING
+        self.running.append(request)
+        if self.config.policy == "priority":
+            self.running.sort(key=lambda r: r.order)
+
+    def _grant(self, request: Request, num_new: int, plan: PlanBuilder) -> None:
+        if request.num_uncomputed > 1:
+            plan.num_prefill_tokens += num_new
+        plan.grant(request, num_new)
+        self.cache.register(request, plan.step_id)
+
+    # preemption
+
+    def _preempt(self, victim: Request, plan: PlanBuilder | None = None, is_sound: bool = True) -> None:
+        """Takes back everything; what the index remembers of it makes the way back short."""
+        assert plan is None or victim.request_id not in plan.num_scheduled
+        if self.running[-1] is victim:
+            self.running.pop()
+        else:
+            self.running.remove(victim)
+        self._give_back(victim, is_sound)
+        self._renew(victim)
+        victim.status = RequestStatus.PREEMPTED
+        victim.num_preemptions += 1
+        self.waiting.put_back(victim)
+        if plan is None:
+            self._removed.append(victim.request_id)
+        else:
+            plan.preempted.append(victim)
+
+    def _make_room_for_urgent(self, plan: PlanBuilder, only: Collection[str] | None) -> None:
+        """Under the priority policy, a waiting request that outranks a running one does not wait for it to finish."""
+        if self.config.policy != "priority" or not self.waiting or only is not None:
+            return
+        urgent = next((r for r in self.waiting if all(gate.open(r, plan) for gate in self._gates)), None)
+        if urgent is None or not self.running or self.running[-1].priority <= urgent.priority:
+            return
+        outranked = [r for r in reversed(self.running) if r.priority > urgent.priority]
+        if not self._could_start(urgent):
+            for victim in outranked:
+                self._preempt(victim)
+                if self._could_start(urgent):
+                    return
+
+    def _could_start(self, request: Request) -> bool:
+        if len(self.running) >= self.config.max_num_seqs:
+            return False
+        return self.cache.could_admit(request, self.cache.lookup(request), 1, self.config.reserve_full_prompt)
+
+    def withdraw(self, step_ids: Iterable[int]) -> None:
+        """These steps failed or were dropped: everything in progress starts over from what earlier steps completed."""
+        step_ids = list(step_ids)
+        self.cache.withdraw(step_ids)
+        for step_id in step_ids:
+            self._planned.pop(step_id, None)
+        for request in reversed(list(self.running)):
+            self._preempt(request, is_sound=False)
+
+    def distrust(self, request_id: str) -> None:
+        """A row's results were unusable: it starts over, and nobody may find the blocks it wrote."""
+        request = self.requests.get(request_id)
+        if request is not None and request.status is RequestStatus.RUNNING:
+            self.cache.forget(request)
+            self._preempt(request, is_sound=False)
+
+    def preempt_all(self) -> None:
+        for request in reversed(list(self.running)):
+            self._preempt(request)
+
+    # results
+
+    def planned(self, plan: StepPlan) -> Planned:
+        """What was counted when this step, not yet updated, was planned."""
+        return self._planned[plan.step_id]
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[Delta]:
+        """Appends the sampled tokens and ends what is finished. Results of requests that were aborted, finished or
+        preempted meanwhile are dropped."""
+        planned = self._planned.pop(plan.step_id)
+        deltas: list[Delta] = []
+        ended: list[Request] = []
+        failed, logprobs = result.failed, result.logprobs
+        for (request, epoch), token_id in zip(planned.sampled, result.token_ids, strict=True):
+            if request.epoch != epoch or request.status is not RequestStatus.RUNNING:
+                continue
+            if failed and request.request_id in failed:
+                continue
+            request.num_in_flight -= 1
+            request.token_ids.append(token_id)
+            if logprobs and request.request_id in logprobs:
+                request.logprobs.append(logprobs[request.request_id])
+            if check_stop(request):
+                ended.append(request)
+                deltas.append(self._last_delta(request, [token_id]))
+                continue
+            if request.streams:
+                given, request.logprobs = request.logprobs or None, []
+                deltas.append(
+                    Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=request.num_cached_tokens)
+                )
+        if ended:
+            gone = {id(request) for request in ended}
+            self.running = [request for request in self.running if id(request) not in gone]
+            for request in ended:
+                self._retire(request, has_row=True)
+        self.cache.settle(plan.step_id)
+        return deltas
+
+    def _retire(self, request: Request, has_row: bool) -> None:
+        del self.requests[request.request_id]
+        if has_row:
+            self._give_back(request)
+            self._removed.append(request.request_id)
+
+    def _give_back(self, request: Request, is_sound: bool = True) -> None:
+        """Releases the blocks of a row; where its contents are sound, others may go on finding them."""
+        if is_sound:
+            self.cache.register(request, self._next_step - 1)
+        self.cache.release(request)
+        self._carried.drop(request.request_id)
+
+    def _last_delta(self, request: Request, new_token_ids: list[int]) -> Delta:
+        token_ids = new_token_ids if request.streams else request.token_ids[request.num_prompt_tokens :]
+        return Delta(
+            request.request_id,
+            token_ids,
+            finish_reason=int(FINISH_REASONS[request.status]),
+            stop_reason=request.stop_reason,
+            error=request.error,
+            logprobs=request.logprobs or None,
+            num_cached_tokens=max(0, request.num_cached_tokens),
+        )

@@ -1,0 +1,73 @@
+"""Composition root of the device side: config → ops, model, extensions. Features are named here and nowhere below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from octavo.attention.select import AttentionSelector
+from octavo.config.engine_config import EngineConfig
+from octavo.layers.build import BuildContext
+from octavo.layers.stack import CausalLM
+from octavo.loader.dummy import dummy_tensor
+from octavo.loader.files import open_weights
+from octavo.models.registry import model_class
+from octavo.ops import dispatch
+from octavo.platforms.platform import Platform
+from octavo.runner.extension import BatchExtension
+from octavo.telemetry.log import progress_bar
+
+
+def build_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
+    """The model with its weights."""
+    model_config = config.model
+    checkpoint = model_config.checkpoint
+    cls = model_class(checkpoint.config["architectures"])
+    dispatch.use(platform.op_order)
+    build = BuildContext(
+        dtype=getattr(torch, model_config.dtype),
+        max_model_len=model_config.max_model_len,
+        device=device,
+        block_size=config.cache.block_size,
+        attention=AttentionSelector(platform.attention_order, model_config.attention_backend),
+        capability=platform.capability,
+    )
+    with torch.inference_mode():
+        model = cls(checkpoint.config, build)
+        if model_config.load_format == "dummy":
+            model.load(_DummyWeights(model, model_config.seed, device))
+        else:
+            with open_weights(checkpoint) as weights:
+                bar = progress_bar(total=weights.total_bytes, description=f"loading {checkpoint.name}", unit="B")
+                with bar:
+                    model.load(weights, bar.advance)
+    return model
+
+
+def build_extensions(config: EngineConfig, model: CausalLM) -> Sequence[BatchExtension]:
+    return []
+
+
+class _DummyWeight:
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int, device: torch.device) -> None:
+        self.name, self.shape = name, shape
+        self._dtype, self._seed, self._device = dtype, seed, device
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self._dtype.itemsize
+
+    def read(self) -> torch.Tensor:
+        return dummy_tensor(self.name, self.shape, self._dtype, self._seed, device=self._device)
+
+
+class _DummyWeights:
+    """Random values for every tensor a complete checkpoint would have."""
+
+    def __init__(self, model: CausalLM, seed: int, device: torch.device) -> None:
+        self._model, self._seed, self._device = model, seed, device
+
+    def __iter__(self) -> Iterator[_DummyWeight]:
+        for expected in self._model.expected_weights():
+            yield _DummyWeight(expected.name, expected.shape, expected.dtype, self._seed, self._device)

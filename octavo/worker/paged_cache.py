@@ -1,0 +1,48 @@
+"""The cache's memory: one flat buffer, and each layer's view of its pages (drawn in cache/groups.py)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from octavo.cache.groups import CacheGroup, SlabPlan
+
+
+class PagedCache:
+    """`parts[layer][part]` is [num_blocks, *shape]. All zeros at first, so that a place which was never written cannot
+    bring NaN into a masked sum."""
+
+    def __init__(self, groups: Sequence[CacheGroup], slabs: SlabPlan, num_slabs: int, device: torch.device) -> None:
+        self.num_slabs = num_slabs
+        self.num_bytes = num_slabs * slabs.slab_bytes
+        self._buffer = torch.zeros(self.num_bytes, dtype=torch.uint8, device=device)
+        self.parts: dict[str, dict[str, torch.Tensor]] = {}
+        self.group_of: dict[str, int] = {}
+        for index, group in enumerate(groups):
+            num_blocks = num_slabs * slabs.blocks_per_slab[index]
+            for layer, layout, page in zip(group.layers, group.layouts, group.page_offsets(), strict=True):
+                self.group_of[layer] = index
+                self.parts[layer] = {
+                    part.name: self._view(num_blocks, slabs.strides[index], page + offset, part.shape, part.dtype)
+                    for part, offset in zip(layout.parts, layout.offsets(), strict=True)
+                }
+
+    def _view(self, num_blocks: int, stride: int, offset: int, shape: tuple[int, ...], dtype_name: str) -> torch.Tensor:
+        dtype = getattr(torch, dtype_name)
+        typed = self._buffer.view(dtype)
+        inner = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        return typed.as_strided(
+            (num_blocks, *shape), (stride // dtype.itemsize, *inner), offset // dtype.itemsize
+        )  # fmt: skip
+
+    def scrub(self, blocks: Mapping[int, Iterable[int]]) -> None:
+        """Replaces what is not finite in these blocks (by group) by zeros. A block may be taken again by anyone, and a
+        masked position still multiplies its value by zero."""
+        for layer, parts in self.parts.items():
+            block_ids = list(blocks.get(self.group_of[layer], ()))
+            if block_ids:
+                for view in parts.values():
+                    if view.dtype.is_floating_point:
+                        view[block_ids] = torch.nan_to_num(view[block_ids], nan=0.0, posinf=0.0, neginf=0.0)

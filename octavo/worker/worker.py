@@ -1,0 +1,65 @@
+"""One rank: one device with its model, its cache and its runner."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import torch
+
+from octavo.cache.groups import CacheGroup, SlabPlan, group_layers, plan_slabs
+from octavo.config.engine_config import EngineConfig
+from octavo.platforms.platform import Platform
+from octavo.runner.finish import SampleFinish
+from octavo.runner.model_runner import ModelRunner
+from octavo.runner.row_table import RowTable
+from octavo.sampling.sampler import Sampler
+from octavo.worker.assemble import build_extensions, build_model
+from octavo.worker.memory import MemoryPlan, plan_memory
+from octavo.worker.paged_cache import PagedCache
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Construction does everything: load, measure, allocate. Raises CheckpointError, ConfigurationError, OutOfMemory."""
+
+    def __init__(self, config: EngineConfig, platform: Platform) -> None:
+        started = time.perf_counter()
+        torch.set_num_threads(config.machine.threads)
+        self.device = torch.device(platform.device)
+        self.model = build_model(config, platform, self.device)
+        weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        loaded = time.perf_counter()
+        self.groups: tuple[CacheGroup, ...] = group_layers(self.model.cache_specs())
+        self.slabs: SlabPlan = plan_slabs(tuple(group.block_bytes for group in self.groups))
+        self.memory: MemoryPlan = plan_memory(config, platform, self.groups, self.slabs, weight_bytes)
+        self.cache = PagedCache(self.groups, self.slabs, self.memory.num_slabs, self.device)
+        self.model.bind_caches(self.cache.parts, self.cache.group_of)
+        max_rows, max_tokens = config.scheduler.max_num_seqs, config.scheduler.max_model_len
+        table = RowTable(max_rows, max_tokens, [-(-max_tokens // group.tokens) for group in self.groups], self.device)
+        sampler = Sampler(max_rows, self.model.vocab_size, self.device)
+        self.runner = ModelRunner(
+            self.model,
+            table,
+            SampleFinish(self.model, table, sampler),
+            build_extensions(config, self.model),
+            self.groups[0].tokens,
+            scrub=self.cache.scrub,
+        )
+        logger.info(
+            "%s: weights %.2f GiB in %.1f s; cache %.2f GiB, %s blocks of %d tokens (%s)",
+            config.model.checkpoint.name,
+            weight_bytes / (1 << 30),
+            loaded - started,
+            self.cache.num_bytes / (1 << 30),
+            " + ".join(str((self.memory.num_slabs - 1) * per_slab) for per_slab in self.slabs.blocks_per_slab),
+            self.groups[0].tokens,
+            self.memory.why,
+        )
+
+    def release(self) -> None:
+        """Gives the memory back."""
+        self.runner.reset()
+        self.model.bind_caches({layer: {} for layer in self.cache.parts}, self.cache.group_of)
+        del self.cache

@@ -1,0 +1,250 @@
+"""A device without tensors: it keeps the cache as a dictionary and checks what every step relies on.
+
+A slot holds the whole prefix of the token written there (as a tuple), so a read of a wrong, stale or missing slot is
+seen at once. The "model" is a function of the prefix, so the right output of a request needs no engine to know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+from octavo.cache.groups import CacheGroup, plan_slabs
+from octavo.cache.manager import CacheManager
+from octavo.cache.retention import KeepAll, KeepWindow, Retention
+from octavo.cache.spec import PageLayout, PagePart
+from octavo.config.engine_config import SchedulerConfig
+from octavo.core.messages import Submit
+from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.step import StepPlan, StepResult
+from octavo.engine.engine_core import EngineCore
+from octavo.scheduler.caps import FairShare, LongPrefill
+from octavo.scheduler.scheduler import Scheduler
+
+VOCABULARY = 50
+END = 0  # the end-of-sequence id
+
+
+def next_token(prefix: Sequence[int]) -> int:
+    digest = hashlib.blake2b(repr(tuple(prefix)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % VOCABULARY
+
+
+def expected_output(prompt: Sequence[int], max_tokens: int, max_total: int = 1 << 30) -> list[int]:
+    tokens = list(prompt)
+    while len(tokens) < min(len(prompt) + max_tokens, max_total):
+        tokens.append(next_token(tokens))
+        if tokens[-1] == END:
+            break
+    return tokens[len(prompt) :]
+
+
+class SimulatedStep:
+    def __init__(self, device: SimulatedDevice, plan: StepPlan) -> None:
+        self.plan = plan
+        self.device = device
+        self.finished = False
+        self.result = device.run(plan)
+
+    def finish(self) -> None:
+        assert not self.finished
+        self.finished = True
+
+    def wait(self) -> StepResult:
+        assert self.finished, "waited for a step that was never allowed to sample"
+        return self.result
+
+
+class Row:
+    def __init__(self, token_ids: list[int], num_computed: int, tables: list[list[int]]) -> None:
+        self.token_ids, self.num_computed, self.tables = token_ids, num_computed, tables
+
+
+class SimulatedDevice:
+    """`raises_on` and `nan_on` look at a row's tokens up to those of this step."""
+
+    def __init__(
+        self,
+        retentions: Sequence[Retention],
+        block_size: int,
+        max_rows: int,
+        raises_on: Callable[[list[int]], bool] = lambda tokens: False,
+        nan_on: Callable[[list[int]], bool] = lambda tokens: False,
+    ) -> None:
+        self.retentions, self.block_size, self.max_rows = retentions, block_size, max_rows
+        self.raises_on, self.nan_on = raises_on, nan_on
+        self.slots: list[dict[int, tuple[int, ...]]] = [{} for _ in retentions]
+        self.rows: dict[str, Row] = {}
+        self.computed_tokens: list[int] = []  # by step
+        self.plans: list[StepPlan] = []
+
+    def submit(self, plan: StepPlan) -> SimulatedStep:
+        return SimulatedStep(self, plan)
+
+    def reset(self) -> None:
+        self.rows.clear()
+
+    def shutdown(self) -> None:
+        self.rows.clear()
+
+    def run(self, plan: StepPlan) -> StepResult:
+        for request_id in plan.removed:
+            self.rows.pop(request_id, None)
+        for new in plan.new_rows:
+            assert new.request_id not in self.rows
+            self.rows[new.request_id] = Row(
+                list(new.token_ids), new.num_computed_tokens, [list(ids) for ids in new.block_ids]
+            )
+        for request_id, skipped in plan.skipped_tokens.items():
+            self.rows[request_id].num_computed += skipped
+        for request_id, block_ids in plan.new_block_ids.items():
+            for table, ids in zip(self.rows[request_id].tables, block_ids, strict=True):
+                table += ids
+        assert len(self.rows) <= self.max_rows
+        self.plans.append(plan)
+        self.computed_tokens.append(plan.total_tokens)
+        for request_id, count in plan.num_scheduled_tokens.items():  # as a layer does: everyone writes, then reads
+            self._write(self.rows[request_id], count)
+        failed = {}
+        for request_id, count in plan.num_scheduled_tokens.items():
+            row = self.rows[request_id]
+            if self.raises_on(row.token_ids[: row.num_computed + count]):
+                raise RuntimeError("the forward failed")
+            poisoned = self._read(row, count)
+            if poisoned or self.nan_on(row.token_ids[: row.num_computed + count]):
+                failed[request_id] = "not finite"
+            row.num_computed += count
+        sampled = []
+        for request_id in plan.sampled:
+            row = self.rows[request_id]
+            assert row.num_computed == len(row.token_ids), "sampled a row that is not caught up"
+            sampled.append(next_token(row.token_ids))
+            row.token_ids.append(sampled[-1])
+        return StepResult(plan.step_id, sampled, failed=failed)
+
+    def _slot(self, row: Row, group: int, position: int) -> int:
+        block = row.tables[group][position // self.block_size]
+        assert block != 0, f"position {position} lies in the null block"
+        return block * self.block_size + position % self.block_size
+
+    def _write(self, row: Row, count: int) -> None:
+        is_bad = self.nan_on(row.token_ids[: row.num_computed + count])
+        for position in range(row.num_computed, row.num_computed + count):
+            assert position < len(row.token_ids), "computed a token that is not known"
+            prefix = tuple(row.token_ids[: position + 1])
+            for group in range(len(self.retentions)):
+                self.slots[group][self._slot(row, group, position)] = (*prefix, -1) if is_bad else prefix
+
+    def _read(self, row: Row, count: int) -> bool:
+        """Did the row read anything that is not finite?"""
+        poisoned = False
+        for group, retention in enumerate(self.retentions):
+            first = 0 if isinstance(retention, KeepAll) else max(0, row.num_computed - retention.window + 1)
+            for position in range(first, row.num_computed + count):
+                content = self.slots[group].get(self._slot(row, group, position))
+                wanted = tuple(row.token_ids[: position + 1])
+                if content == (*wanted, -1):
+                    poisoned = True
+                else:
+                    assert content == wanted, f"group {group} position {position}: read what is not there"
+        return poisoned
+
+
+def layout(num_bytes: int, block_size: int) -> PageLayout:
+    return PageLayout(block_size, (PagePart("kv", (num_bytes,), "uint8"),))
+
+
+def make_groups(pages: Sequence[tuple[int, Retention]], block_size: int = 16) -> list[CacheGroup]:
+    return [
+        CacheGroup((f"layer{i}",), (layout(num_bytes, block_size),), retention, block_size)
+        for i, (num_bytes, retention) in enumerate(pages)
+    ]
+
+
+def make_engine(
+    *,
+    pages: Sequence[tuple[int, Retention]] = ((64, KeepAll()),),
+    num_slabs: int = 200,
+    block_size: int = 16,
+    budget: int = 256,
+    max_rows: int = 16,
+    depth: int = 1,
+    policy: str = "fcfs",
+    caching: bool = True,
+    max_model_len: int = 1000,
+    chunked: bool = True,
+    reserve_full_prompt: bool = True,
+    **device_options: Callable[[list[int]], bool],
+) -> EngineCore:
+    groups = make_groups(pages, block_size)
+    slabs = plan_slabs(tuple(group.block_bytes for group in groups))
+    config = SchedulerConfig(budget, max_rows, max_model_len, policy, chunked, 0, reserve_full_prompt, 0.0, depth)  # type: ignore[arg-type]
+    cache = CacheManager(groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching)
+    scheduler = Scheduler(config, cache, [LongPrefill(0), FairShare(block_size)])
+    device = SimulatedDevice([retention for _, retention in pages], block_size, max_rows, **device_options)
+    return EngineCore(scheduler, device, depth, cache.max_tokens(max_model_len), seed=0)
+
+
+def submit(
+    engine: EngineCore, request_id: str, prompt: Sequence[int], max_tokens: int = 5, streams: bool = True, **fields: object
+) -> None:
+    kind = RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY
+    params = SamplingParams(max_tokens=max_tokens, output_kind=kind)
+    engine.add(Submit(request_id, list(prompt), params, 0.0, eos_token_ids=[END], **fields))  # type: ignore[arg-type]
+
+
+def run(engine: EngineCore, max_steps: int = 20_000) -> dict[str, list[int]]:
+    """Runs to the end; checks the cache's books after every step. Returns output tokens by request."""
+    outputs: dict[str, list[int]] = {}
+    for _ in range(max_steps):
+        if not engine.has_work():
+            check_nothing_leaked(engine)
+            return outputs
+        for delta in engine.step().deltas:
+            outputs.setdefault(delta.request_id, []).extend(delta.token_ids)
+        check_books(engine)
+    raise AssertionError(f"not finished after {max_steps} steps")
+
+
+def check_books(engine: EngineCore) -> None:
+    """Reference counts are the tables that hold a block; free lists hold exactly the unreferenced blocks; the counts
+    of idle slabs and spare blocks are what counting gives; every index entry points to a block with that hash."""
+    cache = engine.scheduler.cache
+    pool = cache.pool
+    counted: dict[tuple[int, int], int] = {}
+    for held in cache._held.values():
+        for group, table in enumerate(held.tables):
+            for block in table:
+                if block.block_id:
+                    counted[group, block.block_id] = counted.get((group, block.block_id), 0) + 1
+            assert held.live[group] == sum(1 for block in table if block.block_id)
+    idle, spare = 0, [0] * len(pool.blocks_per_slab)
+    for slab in pool._slabs[1:]:
+        used = [block for block in slab.blocks if block.ref_count]
+        assert len(used) == slab.num_used
+        for block in slab.blocks:
+            assert block.ref_count == counted.pop((block.group, block.block_id), 0)
+        if not used:
+            idle += 1
+        else:
+            spare[slab.owner] += len(slab.blocks) - len(used)
+    assert not counted, f"held but not in any slab: {counted}"
+    assert idle == pool.num_idle_slabs and spare == pool._num_spare
+    free = {(group, block.block_id) for group, blocks in enumerate(pool._free) for block in blocks}
+    assert free == {(b.group, b.block_id) for slab in pool._slabs[1:] for b in slab.blocks if not b.ref_count}
+    assert sum(map(len, pool._free)) == len(free)
+    for group, blocks in enumerate(cache.index._blocks):
+        for block_hash, block in blocks.items():
+            assert block.hash == block_hash and block.group == group
+    for block_hash, owner in cache.index._owners.items():
+        assert owner in cache._held, f"{block_hash.hex()} is claimed by a request without blocks"
+
+
+def check_nothing_leaked(engine: EngineCore) -> None:
+    scheduler = engine.scheduler
+    check_books(engine)
+    assert not scheduler.requests and not scheduler.running and not len(scheduler.waiting)
+    assert not scheduler.cache._held and not scheduler.cache._promised and not scheduler._planned
+    assert scheduler.cache.pool.num_idle_slabs == scheduler.cache.pool.num_slabs
+    assert scheduler.cache.reset()
+    assert len(scheduler.cache.index) == 0 and not scheduler.cache.index._owners

@@ -1,0 +1,254 @@
+"""Deltas become outputs: whatever the reader's pace, the pieces make up the whole."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import chain
+from typing import Any
+
+import pytest
+
+from octavo.core.messages import Delta, StepOutputs
+from octavo.core.outputs import RequestOutput, TokenLogprobs
+from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.request import FinishReason
+from octavo.engine.detokenizer import TokenText
+from octavo.engine.inputs import InputProcessor, PromptLimits
+from octavo.engine.outputs import ActiveRequest, OutputProcessor
+from octavo.tokenization.tokenizer import Tokenizer
+from tests.unit.engine.scripted import byte_fallback_tokenizer, byte_level_tokenizer
+
+CUMULATIVE, DELTA, FINAL = RequestOutputKind.CUMULATIVE, RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY
+
+
+class Desk:
+    """A processor, and a core played by the test."""
+
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self.outputs = OutputProcessor(None if tokenizer is None else TokenText(tokenizer))
+        self.inputs = InputProcessor(PromptLimits(100_000, 10_000, 20), tokenizer)
+        self.stopped: list[str] = []
+
+    def open(self, name: str = "r", prompt: Any = None, **params: Any) -> ActiveRequest:
+        given = SamplingParams(max_tokens=1000, **params)
+        return self.outputs.add(self.inputs.prepare([5, 6] if prompt is None else prompt, given, name))
+
+    def step(self, request: ActiveRequest, ids: list[int], child: int = 0, **more: Any) -> list[ActiveRequest]:
+        step = self.outputs.process(StepOutputs([Delta(request.submits[child].request_id, ids, **more)]))
+        self.stopped += step.stopped
+        return step.changed
+
+
+def taken(request: ActiveRequest) -> RequestOutput:
+    output = request.take()
+    assert output is not None
+    return output
+
+
+def test_cumulative_outputs_hold_everything_and_do_not_change_later() -> None:
+    desk = Desk()
+    request = desk.open(detokenize=False)
+    assert desk.step(request, [1, 2]) == [request]
+    first = taken(request)
+    assert request.take() is None
+    desk.step(request, [3], finish_reason=FinishReason.LENGTH)
+    second = taken(request)
+    assert (first.outputs[0].token_ids, first.finished) == ([1, 2], False)
+    assert (second.outputs[0].token_ids, second.finished) == ([1, 2, 3], True)
+    assert second.outputs[0].finish_reason == "length"
+
+
+def test_deltas_merge_for_a_late_reader() -> None:
+    tokenizer = byte_level_tokenizer()
+    desk = Desk(tokenizer)
+    request = desk.open(output_kind=DELTA, logprobs=0)
+    ids = tokenizer.encode("hello 你好")
+    rows = [TokenLogprobs([i], [-1.0], [1]) for i in ids]
+    desk.step(request, ids[:1], logprobs=rows[:1])
+    first = taken(request).outputs[0]
+    for i in range(1, len(ids) - 1):
+        desk.step(request, ids[i : i + 1], logprobs=rows[i : i + 1])
+    desk.step(request, ids[-1:], logprobs=rows[-1:], finish_reason=FinishReason.LENGTH)
+    rest = taken(request).outputs[0]
+    assert first.token_ids + rest.token_ids == ids and first.text + rest.text == "hello 你好"
+    assert first.logprobs is not None and rest.logprobs is not None
+    assert [next(iter(position)) for position in first.logprobs + rest.logprobs] == ids
+    assert rest.cumulative_logprob == -1.0 * len(ids)
+
+
+def test_final_only_is_silent_until_the_end() -> None:
+    desk = Desk()
+    request = desk.open(output_kind=FINAL, detokenize=False)
+    assert desk.step(request, [1]) == [] and request.take() is None
+    assert desk.step(request, [2], finish_reason=FinishReason.STOP, stop_reason=2) == [request]
+    output = taken(request).outputs[0]
+    assert (output.token_ids, output.finish_reason, output.stop_reason) == ([1, 2], "stop", 2)
+
+
+def test_n_completions_end_one_by_one() -> None:
+    desk = Desk()
+    request = desk.open(n=3, detokenize=False)
+    desk.step(request, [1], child=1, finish_reason=FinishReason.LENGTH)
+    output = taken(request)
+    assert [c.index for c in output.outputs] == [1] and not output.finished
+    desk.step(request, [2], child=0, finish_reason=FinishReason.LENGTH)
+    desk.step(request, [3], child=2, finish_reason=FinishReason.LENGTH)
+    output = taken(request)
+    assert [(c.index, c.token_ids) for c in output.outputs] == [(0, [2]), (2, [3])] and output.finished
+    assert desk.outputs.num_unfinished == 0
+    whole = desk.open("s", n=2, detokenize=False, output_kind=FINAL)
+    desk.step(whole, [1], child=0, finish_reason=FinishReason.LENGTH)
+    assert whole.take() is None
+    desk.step(whole, [2], child=1, finish_reason=FinishReason.LENGTH)
+    assert [c.token_ids for c in taken(whole).outputs] == [[1], [2]]
+
+
+def test_the_token_that_says_stop_is_not_text() -> None:
+    tokenizer = byte_level_tokenizer()
+    a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
+    for kind in RequestOutputKind:
+        for include, text in ((False, "a"), (True, "ab")):
+            desk = Desk(tokenizer)
+            request = desk.open(output_kind=kind, include_stop_str_in_output=include)
+            desk.step(request, [a])
+            before = request.take()
+            desk.step(request, [b], finish_reason=FinishReason.STOP, stop_reason=b)
+            shown = taken(request).outputs[0].text
+            assert (before.outputs[0].text if before and kind is DELTA else "") + shown == text
+
+
+def test_a_stop_string_ends_the_request_here_and_in_the_core() -> None:
+    tokenizer = byte_level_tokenizer()
+    desk = Desk(tokenizer)
+    request = desk.open(stop=["stop"], output_kind=DELTA)
+    ids = [i for character in "it stopped" for i in tokenizer.encode(character)]
+    texts = []
+    for token_id in ids:
+        desk.step(request, [token_id])
+        if (output := request.take()) is not None:
+            texts.append(output.outputs[0].text)
+            last = output
+    assert "".join(texts) == "it " and texts[-1] == ""
+    assert last.finished and last.outputs[0].finish_reason == "stop" and last.outputs[0].stop_reason == "stop"
+    assert desk.stopped == [request.submits[0].request_id]
+    assert desk.step(request, [1]) == []  # what the core said before it heard
+
+
+def test_tokens_after_a_stop_string_are_dropped_with_their_logprobs() -> None:
+    tokenizer = byte_level_tokenizer()
+    desk = Desk(tokenizer)
+    request = desk.open(stop=["b"], logprobs=0, output_kind=FINAL)
+    ids = [tokenizer.encode(character)[0] for character in "abc"]
+    rows = [TokenLogprobs([i], [-1.0], [1]) for i in ids]
+    desk.step(request, ids, logprobs=rows, finish_reason=FinishReason.LENGTH)
+    output = taken(request).outputs[0]
+    assert (output.token_ids, output.text, output.finish_reason) == (ids[:2], "a", "stop")
+    assert output.logprobs is not None and len(output.logprobs) == 2 and output.cumulative_logprob == -2.0
+    assert desk.stopped == []  # the core had ended it already
+
+
+def test_min_tokens_holds_for_stop_strings() -> None:
+    tokenizer = byte_level_tokenizer()
+    a = tokenizer.encode("a")[0]
+    for min_tokens, expected in ((0, 1), (1, 2), (3, 4)):
+        desk = Desk(tokenizer)
+        request = desk.open(stop=["a"], min_tokens=min_tokens, output_kind=FINAL)
+        while not request.finished:
+            desk.step(request, [a])
+        assert taken(request).outputs[0].token_ids == [a] * expected
+
+
+def test_logprobs_are_dictionaries_with_text() -> None:
+    tokenizer = byte_level_tokenizer()
+    desk = Desk(tokenizer)
+    request = desk.open(logprobs=2)
+    a, b, c = (tokenizer.encode(character)[0] for character in "abc")
+    desk.step(request, [a], logprobs=[TokenLogprobs([a, b, c], [-3.0, -0.1, -2.0], [3, 1, 2])])
+    position = taken(request).outputs[0].logprobs[0]  # type: ignore[index]
+    assert list(position) == [a, b, c]
+    assert (position[a].logprob, position[a].rank, position[a].decoded_token) == (-3.0, 3, "a")
+    desk.step(request, [b], logprobs=[TokenLogprobs([b, b, c], [-0.1, -0.1, -2.0], [1, 1, 2])])
+    output = taken(request).outputs[0]
+    assert output.logprobs is not None and len(output.logprobs) == 2 and list(output.logprobs[1]) == [b, c]
+    assert output.cumulative_logprob == pytest.approx(-3.1)
+
+
+def test_a_failure_and_an_abort_keep_what_there_was() -> None:
+    desk = Desk()
+    request = desk.open(detokenize=False)
+    desk.step(request, [1])
+    desk.step(request, [], finish_reason=FinishReason.ERROR, error="not finite")
+    output = taken(request)
+    assert (output.error, output.outputs[0].finish_reason, output.outputs[0].token_ids) == ("not finite", "error", [1])
+    other = desk.open("other", n=2, detokenize=False)
+    desk.step(other, [7], child=0, finish_reason=FinishReason.LENGTH)
+    assert desk.outputs.abort([other]) == [other.submits[1].request_id]
+    assert [c.finish_reason for c in taken(other).outputs] == ["length", "abort"]
+    assert desk.outputs.abort([other]) == [] and desk.outputs.num_unfinished == 0
+
+
+def test_times_and_cached_tokens() -> None:
+    desk = Desk()
+    request = desk.open(detokenize=False)
+    desk.step(request, [1], num_cached_tokens=32)
+    output = taken(request)
+    metrics = output.metrics
+    assert output.num_cached_tokens == 32
+    assert metrics.first_token_time is not None and metrics.arrival_time <= metrics.first_token_time
+    desk.step(request, [2])
+    assert metrics.last_token_time is not None and metrics.last_token_time >= metrics.first_token_time
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
+def test_streamed_pieces_make_the_final_text(tokenizer: Tokenizer) -> None:
+    """Random tokens, stop strings, steps and reading paces: 500 cases for each tokenizer."""
+    draw = random.Random(4)
+    sentence = "the cat sat on the mat. END 你好 🙂 stop"
+    alphabet = tokenizer.encode(sentence) + [draw.randrange(tokenizer.vocab_size) for _ in range(10)]
+    for case in range(500):
+        ids = [draw.choice(alphabet) for _ in range(draw.randint(1, 25))]
+        text = tokenizer.decode(ids)
+        stops = [text[i : i + draw.randint(1, 5)] for i in [draw.randrange(len(text) or 1) for _ in range(2)]]
+        settings: dict[str, Any] = {
+            "stop": [stop for stop in stops if stop] if draw.random() < 0.7 else None,
+            "include_stop_str_in_output": draw.random() < 0.3,
+            "min_tokens": draw.choice([0, 0, 3]),
+            "skip_special_tokens": draw.random() < 0.7,
+        }
+        reason = draw.choice([FinishReason.LENGTH, FinishReason.STOP])
+        finals = []
+        for kind in RequestOutputKind:
+            desk = Desk(tokenizer)
+            request = desk.open(output_kind=kind, prompt=[5, 7], **settings)
+            shown, shown_ids, position = [], [], 0
+            while not request.finished:
+                size = draw.randint(1, 4)
+                new, position = ids[position : position + size], position + size
+                desk.step(request, new, finish_reason=reason if position >= len(ids) else None)
+                if (draw.random() < 0.6 or request.finished) and (output := request.take()) is not None:
+                    completion = output.outputs[0]
+                    assert kind is not CUMULATIVE or completion.text.startswith(shown[-1] if shown else "")
+                    shown.append(completion.text)
+                    shown_ids.append(completion.token_ids)
+            if kind is DELTA:
+                finals.append(("".join(shown), list(chain.from_iterable(shown_ids)), completion.stop_reason))
+            else:
+                finals.append((shown[-1], shown_ids[-1], completion.stop_reason))
+        assert finals[0] == finals[1] == finals[2], f"case {case}"
+        final_text, _, stop = finals[0]
+        if isinstance(stop, str) and settings["min_tokens"] == 0:
+            found = [s for s in settings["stop"] if s in final_text]
+            assert final_text.endswith(stop) if settings["include_stop_str_in_output"] else not found
+
+
+def test_a_step_of_1024_requests_costs_little() -> None:
+    desk = Desk()
+    requests = [desk.open(str(i), detokenize=False, output_kind=DELTA) for i in range(1024)]
+    steps = [StepOutputs([Delta(request.submits[0].request_id, [step]) for request in requests]) for step in range(20)]
+    seconds = []
+    for step in steps:
+        start = time.perf_counter()
+        desk.outputs.process(step)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 2e-3  # the best of 20: the machine may be busy
