@@ -23,7 +23,7 @@ class StatefulLayer(Protocol):
     backend: AttentionBackend
 
     def bind(self, parts: Mapping[str, torch.Tensor], group: int) -> None:
-        """Takes its views (part name -> [num_blocks, *shape]) and its group's index."""
+        """Takes its views (part name -> [num_blocks, *shape]) and its group's index; no views to let go of them."""
 
 
 @dataclass(frozen=True)

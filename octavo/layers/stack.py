@@ -69,7 +69,7 @@ class CausalLM(nn.Module):
     """A language model over a DecoderStack; satisfies runner/model.py's Model."""
 
     fields: ClassVar[type[ModelFields]]
-    block: ClassVar[BlockOf]
+    block: ClassVar[Any]  # a BlockOf
     weights: ClassVar[WeightMap]
     norm: ClassVar[type[RMSNorm]] = RMSNorm
 

@@ -44,7 +44,10 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = save(model, tmp_path_factory.mktemp(request.param))
     rng = random.Random(2)
     stem = [rng.randrange(VOCAB) for _ in range(64)]
-    prompts = [stem[: rng.choice([0, 20, 48, 64])] + [rng.randrange(VOCAB) for _ in range(n)] for n in (1, 2, 5, 9, 17, 23, 30, 33)]
+    prompts = [
+        stem[: rng.choice([0, 20, 48, 64])] + [rng.randrange(VOCAB) for _ in range(n)]
+        for n in (1, 2, 5, 9, 17, 23, 30, 33)
+    ]
     outputs = []
     with torch.inference_mode():
         for prompt in prompts:
@@ -58,7 +61,14 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def engine_for(reference: Reference, **options: object) -> EngineCore:
     configured = configure(
-        Options(model=str(reference.folder), dtype="float32", max_model_len=128, threads=1, skip_tokenizer_init=True, **options)
+        Options(
+            model=str(reference.folder),
+            dtype="float32",
+            max_model_len=128,
+            threads=1,
+            skip_tokenizer_init=True,
+            **options,
+        )
     )
     return build_engine(configured.resolved.config, configured.platform)
 
@@ -85,7 +95,9 @@ def run(engine: EngineCore, prompts: list[list[int]], alone: bool) -> tuple[list
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("budget", [1, 7, 64, 8192])
 @pytest.mark.parametrize("caching", [True, False])
-def test_greedy_tokens_equal_those_of_transformers(reference: Reference, caching: bool, budget: int, depth: int) -> None:
+def test_greedy_tokens_equal_those_of_transformers(
+    reference: Reference, caching: bool, budget: int, depth: int
+) -> None:
     options = {
         "enable_prefix_caching": caching,
         "max_num_batched_tokens": budget,
