@@ -201,7 +201,8 @@ def _split(
 
 
 def _buckets(decodes: list[tuple[int, int]], allowance: int) -> list[tuple[list[int], int]]:
-    """Rows of similar width together: a bucket closes when its padding outgrows both `allowance` and a quarter of it."""
+    """Rows of similar width together. A bucket closes when its padding outgrows both `allowance` and a quarter of
+    what it holds."""
     buckets: list[tuple[list[int], int]] = []
     padding = used = 0
     for width, row in sorted(decodes, reverse=True):

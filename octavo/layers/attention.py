@@ -75,7 +75,7 @@ class SelfAttention(nn.Module):
         build.declare_cache(self)
 
     def bind(self, parts: Mapping[str, torch.Tensor], group: int) -> None:
-        self.cache, self.group = parts["kv"], group
+        self.cache, self.group = parts["kv"] if parts else torch.empty(0), group
 
     def forward(self, hidden: torch.Tensor, step: StepContext) -> torch.Tensor:
         q, k, v = self.project(hidden)

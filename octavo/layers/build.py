@@ -23,7 +23,7 @@ class StatefulLayer(Protocol):
     backend: AttentionBackend
 
     def bind(self, parts: Mapping[str, torch.Tensor], group: int) -> None:
-        """Takes its views (part name -> [num_blocks, *shape]) and its group's index."""
+        """Takes its views (part name -> [num_blocks, *shape]) and its group's index; no views to let go of them."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ class BuildContext:
     """One per model; `at(name)` is the same context inside a submodule. The dictionaries are shared by all of them.
 
     `linear_method` gives the method of the linear layer of a name (formats have exceptions by name), `attention` the
-    backend for a query (and raises ConfigurationError where none can serve it). `max_model_len` fixes the rotary tables.
+    backend for a query (and raises ConfigurationError where none can serve it). `max_model_len` fixes the rotary
+    tables.
     """
 
     dtype: torch.dtype
     max_model_len: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     block_size: int = 16
     cache_dtype: str = "auto"  # "auto" is the model's dtype
     linear_method: Callable[[str], LinearMethod] = lambda name: UnquantizedLinear()

@@ -1,4 +1,4 @@
-"""Linear layers. What is stored and how it is multiplied is the LinearMethod's; which ranks hold what is the Shard's."""
+"""Linear layers. What is stored and how it is multiplied is the LinearMethod's, which ranks hold what the Shard's."""
 
 from __future__ import annotations
 

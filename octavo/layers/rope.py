@@ -1,10 +1,10 @@
 """Rotary position embedding: the frequencies of each scaling, and the table of cosines and sines that ops read.
 
 Prefix caching and chunked prefill require that a token's rotation depend on its position alone. Two scalings were
-defined otherwise: "dynamic" stretches its base as the sequence grows, and "longrope" changes its factors once a sequence
-passes the original length, which would leave the keys already cached rotated by the old rule. Here both are fixed when
-the model is built, by `max_model_len`: dynamic takes the base of a sequence of that length, longrope the long factors if
-that length is above the original one. With `max_model_len` at or below the trained length both are the unscaled model.
+defined otherwise: "dynamic" stretches its base as the sequence grows, and "longrope" changes its factors once a
+sequence passes the original length, which would leave the keys already cached rotated by the old rule. Here both are
+fixed when the model is built, by `max_model_len`: dynamic takes the base of a sequence of that length, longrope the
+long factors if that length is above the original one. Up to the trained length dynamic is the unscaled model.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _yarn(fields: RopeFields, dim: int, max_model_len: int) -> tuple[torch.Tenso
 
 
 def _longrope(fields: RopeFields, dim: int, max_model_len: int) -> tuple[torch.Tensor, float]:
-    """LongRoPE (arXiv 2402.13753): a factor for each frequency, of one list up to the original length, of another above."""
+    """LongRoPE (arXiv 2402.13753): a factor for each frequency, from one list or the other."""
     original = fields.original_max_position_embeddings
     name = "long_factor" if max_model_len > original else "short_factor"
     factors = getattr(fields, name)

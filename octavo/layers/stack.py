@@ -36,7 +36,7 @@ class DecoderBlock(nn.Module):
     def forward(
         self, hidden: torch.Tensor, residual: torch.Tensor | None, step: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both [T, hidden_size]; the first block has no residual yet. The block's output is the sum of what it returns."""
+        """Both [T, hidden_size]; the first block has no residual yet. The sum of both results is the block's output."""
         hidden, residual = self.attn_norm.add(hidden, residual)
         hidden = self.attn(hidden, step)
         hidden, residual = self.mlp_norm.add(hidden, residual)
@@ -69,7 +69,7 @@ class CausalLM(nn.Module):
     """A language model over a DecoderStack; satisfies runner/model.py's Model."""
 
     fields: ClassVar[type[ModelFields]]
-    block: ClassVar[BlockOf]
+    block: ClassVar[Any]  # a BlockOf
     weights: ClassVar[WeightMap]
     norm: ClassVar[type[RMSNorm]] = RMSNorm
 

@@ -56,7 +56,6 @@ def assign(
     """
     missing = {expected.name for expected in expected_weights(parameters, names)}
     unexpected: list[str] = []
-    filled: dict[tuple[str, int | None], str] = {}
     for weight in weights:
         if names.ignores(weight.name):
             continue
@@ -65,15 +64,16 @@ def assign(
         if parameter is None:
             unexpected.append(weight.name)
             continue
-        if target in filled:
-            raise WeightError(f"tensors {filled[target]!r} and {weight.name!r} of the checkpoint go to the same place")
-        filled[target] = weight.name
+        sources = names.sources(target.parameter)
+        covers = sources if target.part is None else sources[target.part : target.part + 1]
+        if not missing.issuperset(covers):
+            raise WeightError(f"tensor {weight.name!r} goes to a place that another of the checkpoint has filled")
         place = _place(parameter, target.part)
         _check_shape(weight.name, place.shape, weight.shape)
         tensor = weight.read()
         _check_shape(weight.name, place.shape, tensor.shape)
         place.copy_(tensor)
-        missing.difference_update(names.sources(target.parameter) if target.part is None else (weight.name,))
+        missing.difference_update(covers)
         if progress is not None:
             progress(weight.nbytes)
     problems = []

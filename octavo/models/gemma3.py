@@ -1,4 +1,4 @@
-"""Gemma 3, text: most layers see a window and have a rotary base of their own; norms stand before and after sublayers."""
+"""Gemma 3, text: most layers see a window and have a rotary base of their own; norms before and after sublayers."""
 
 from __future__ import annotations
 

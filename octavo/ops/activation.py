@@ -1,4 +1,4 @@
-"""Gated activations. The input is what a fused gate-and-up projection returns: gate in the first half, up in the second."""
+"""Gated activations. The input is what a fused projection returns: gate in the first half, up in the second."""
 
 from __future__ import annotations
 

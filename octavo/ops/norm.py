@@ -19,5 +19,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: f
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rms_norm(x + residual), x + residual), the sum rounded to x's dtype. x, residual [T, D]; both results are new."""
+    """(rms_norm(x + residual), x + residual), the sum rounded to x's dtype. x, residual [T, D]. Both results
+    are new."""
     return bound.add_rms_norm(x, residual, weight, eps, weight_offset)

@@ -19,7 +19,7 @@ class LinearLayer(Protocol):
     name: str
     in_features: int
     out_features: int
-    bias: torch.Tensor | None
+    bias: torch.nn.Parameter | None
     dtype: torch.dtype
     device: torch.device
     weight_shard: Shard

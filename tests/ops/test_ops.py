@@ -1,0 +1,186 @@
+"""Every implementation of every op that this machine has, over a table of shapes, against formulas of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from octavo.ops import dispatch
+from tests.dense_attention import dense_attention, random_layout
+
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+DTYPES = list(TOLERANCE)
+SHAPES = [(1, 8), (3, 48), (17, 100), (5, 576)]
+
+
+def each(op: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("implementation", dispatch.present()[op])
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert found.dtype == dtype
+    assert found.is_contiguous()
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(found.double(), expected.double(), atol=tolerance, rtol=tolerance)
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+    x = x.double()
+    return x / (x.pow(2).sum(-1, keepdim=True) / x.shape[-1] + eps) ** 0.5 * (weight.double() + offset)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 3, 16)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@each("rms_norm")
+def test_rms_norm(implementation: str, dtype: torch.dtype, shape: tuple[int, ...], offset: float) -> None:
+    run = dispatch.implementation_of("rms_norm", implementation)
+    x, weight = random(*shape, dtype=dtype, scale=3.0), random(shape[-1], dtype=dtype, seed=1)
+    close(run(x, weight, 0.1, offset), normed(x, weight, 0.1, offset), dtype)
+    strided = random(*shape[:-1], shape[-1] + 8, dtype=dtype)[..., : shape[-1]]
+    close(run(strided, weight, 1e-6, offset), normed(strided, weight, 1e-6, offset), dtype)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@each("add_rms_norm")
+def test_add_rms_norm(implementation: str, dtype: torch.dtype, shape: tuple[int, int], offset: float) -> None:
+    x, residual, weight = (random(*shape, dtype=dtype, seed=seed) for seed in (0, 1, 2))
+    weight = weight[0]
+    kept = x.clone(), residual.clone()
+    out, total = dispatch.implementation_of("add_rms_norm", implementation)(x, residual, weight, 1e-5, offset)
+    close(total, (x.double() + residual.double()).to(dtype), dtype)
+    close(out, normed(total, weight, 1e-5, offset), dtype)
+    assert torch.equal(x, kept[0])
+    assert torch.equal(residual, kept[1])
+
+
+def gelu_tanh(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTIVATIONS: dict[str, Callable[[float], float]] = {
+    "silu_and_mul": lambda x: x / (1 + math.exp(-x)),
+    "gelu_and_mul": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_tanh_and_mul": gelu_tanh,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("op", "implementation"), [(op, name) for op in ACTIVATIONS for name in dispatch.present()[op]]
+)
+def test_gated_activations(op: str, implementation: str, dtype: torch.dtype) -> None:
+    run = dispatch.implementation_of(op, implementation)
+    for rows, width in SHAPES:
+        x = random(rows, 2 * width + 6, dtype=dtype, scale=2.0)[:, : 2 * width]
+        gate, up = x[:, :width].double(), x[:, width:].double()
+        close(run(x), gate.apply_(ACTIVATIONS[op]) * up, dtype)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(1, 8, 3), (4, 33, 17), (70, 64, 96)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@each("linear")
+def test_linear(implementation: str, dtype: torch.dtype, rows: int, inner: int, outer: int, bias: bool) -> None:
+    x, weight = random(rows, inner, dtype=dtype), random(outer, inner, dtype=dtype, seed=1, scale=inner**-0.5)
+    added = random(outer, dtype=dtype, seed=2) if bias else None
+    expected = torch.einsum("ti,oi->to", x.double(), weight.double()) + (added.double() if bias else 0)  # type: ignore[union-attr]
+    close(dispatch.implementation_of("linear", implementation)(x, weight, added), expected, dtype)
+
+
+def empty_cache(num_blocks: int, heads: int, size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Strided by block, with another layer's page between two of its own."""
+    return torch.zeros(num_blocks, 2, 2, 4, heads, size, dtype=dtype)[:, 1]
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+@each("write_kv")
+def test_write_kv(implementation: str, cache_dtype: torch.dtype) -> None:
+    cache = empty_cache(6, 2, 8, cache_dtype)
+    qkv = random(5, 3, 2, 8, dtype=torch.float32)
+    slots = torch.tensor([9, 4, 23, 10, 17])
+    dispatch.implementation_of("write_kv", implementation)(qkv[:, 1], qkv[:, 2], cache, slots)
+    for token, slot in enumerate(slots.tolist()):
+        for part in (0, 1):
+            assert torch.equal(cache[slot // 4, part, slot % 4], qkv[token, part + 1].to(cache_dtype))
+    written = {(slot // 4, slot % 4) for slot in slots.tolist()}
+    for block in range(6):
+        for offset in range(4):
+            if (block, offset) not in written:
+                assert not cache[block, :, offset].any()
+
+
+@pytest.mark.parametrize("with_norm", [False, True])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "size", "rotated"), [(1, 1, 8, 8), (4, 2, 16, 16), (3, 1, 20, 12)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@each("rope_and_write")
+def test_rope_and_write(
+    implementation: str,
+    dtype: torch.dtype,
+    num_heads: int,
+    num_kv_heads: int,
+    size: int,
+    rotated: int,
+    with_norm: bool,
+) -> None:
+    """Rotation as multiplication of complex numbers, pair by pair."""
+    tokens = 5
+    fused = random(tokens, num_heads + 2 * num_kv_heads, size, dtype=dtype)
+    q, k, v = fused.split((num_heads, num_kv_heads, num_kv_heads), 1)
+    angles = torch.rand(12, rotated // 2, generator=torch.Generator().manual_seed(3)) * 6
+    cos_sin = torch.cat((angles.cos() * 1.1, angles.sin() * 1.1), 1)
+    positions, slots = torch.tensor([3, 11, 0, 7, 7]), torch.tensor([5, 6, 8, 3, 15])
+    weights = [random(size, dtype=dtype, seed=seed) for seed in (4, 5)] if with_norm else [None, None]
+    cache = empty_cache(4, num_kv_heads, size, dtype)
+
+    def expected(x: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        x = x.double() if weight is None else normed(x, weight, 1e-3, 1.0)
+        turned = torch.complex(x[..., : rotated // 2], x[..., rotated // 2 : rotated])
+        turned = turned * torch.polar(torch.full_like(angles, 1.1).double(), angles.double())[positions][:, None]
+        return torch.cat((turned.real, turned.imag, x[..., rotated:]), -1)
+
+    out = dispatch.implementation_of("rope_and_write", implementation)(
+        q, k, v, positions, cos_sin, cache, slots, *weights, 1e-3, 1.0
+    )
+    close(out, expected(q, weights[0]), dtype)
+    close(cache[:, 0][slots // 4, slots % 4], expected(k, weights[1]), dtype)
+    assert torch.equal(cache[:, 1][slots // 4, slots % 4], v)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+@pytest.mark.parametrize("window", [None, 1, 18])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "size"), [(2, 2, 8), (6, 2, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each("paged_attention")
+def test_paged_attention(
+    implementation: str,
+    dtype: torch.dtype,
+    num_heads: int,
+    num_kv_heads: int,
+    size: int,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    layout = random_layout(
+        [(1, 1), (3, 3), (1, 40), (20, 50)], num_heads, num_kv_heads, size, window=window, dtype=dtype
+    )
+    out = dispatch.implementation_of("paged_attention", implementation)(
+        layout.q, layout.cache, layout.block_table, layout.query_start, layout.seq_lens, 0.3, window, soft_cap
+    )
+    close(out, dense_attention(layout, 0.3, window, soft_cap), dtype)
+
+
+def test_every_op_is_tested_here() -> None:
+    tested = {name.removeprefix("test_") for name in globals()} | set(ACTIVATIONS)
+    assert set(dispatch.present()) <= tested
