@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from octavo.cli.bench.figures import distribution, repetitions, rounded
 from octavo.cli.bench.workloads import Workload
@@ -58,6 +58,8 @@ class Steps:
 class Throughput:
     """All requests of a workload at once, as fast as they go."""
 
+    name = "throughput"
+
     def __init__(self, frontend: Frontend, workload: Workload) -> None:
         self.llm, self.workload = LLM.from_frontend(frontend), workload
         self.vocab_size = frontend.inputs.limits.vocab_size
@@ -102,6 +104,8 @@ class Throughput:
 
 class Latency:
     """The same, watched token by token, as a streaming reader sees it."""
+
+    name = "latency"
 
     def __init__(self, frontend: Frontend, workload: Workload) -> None:
         self.frontend, self.workload = frontend, workload
@@ -159,15 +163,24 @@ class Latency:
         }
 
 
-def run_all(runs: Iterable[Throughput | Latency | Any], count: int, tell: Progress) -> None:
+class Run(Protocol):
+    """Something that can be repeated, `transformers_peer.TransformersPeer` too."""
+
+    name: str
+
+    def warm_up(self) -> None: ...
+
+    def repeat(self, repetition: int) -> float: ...
+
+
+def run_all(runs: Sequence[Run], count: int, tell: Progress) -> None:
     """`count` repetitions of each, in turn, so that a slower spell of the machine meets them all."""
-    runs = list(runs)
     for run in runs:
         run.warm_up()
     for repetition in range(count):
         for run in runs:
             seconds = run.repeat(repetition)
-            tell(f"{type(run).__name__.lower()}: repetition {repetition + 1} of {count}: {seconds:.3f} s")
+            tell(f"{run.name}: repetition {repetition + 1} of {count}: {seconds:.3f} s")
 
 
 def _params(output: int, temperature: float, kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY) -> SamplingParams:

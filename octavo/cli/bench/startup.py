@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from octavo.cli.bench.figures import distribution, repetitions
+from octavo.cli.bench.figures import distribution, repetitions, rounded
 from octavo.errors import OctavoError
 
 _CHILD = "from octavo.cli.bench.startup import child; child()"
@@ -28,7 +28,7 @@ def measure_startup(
         for name, seconds in marks.items():
             parts.setdefault(name, []).append(seconds)
         tell(f"startup: {start + 1} of {count}: {total:.2f} s to the first token")
-    return {**repetitions(totals), "first_start_seconds": totals[0]} | {
+    return {**repetitions(totals), "first_start_seconds": rounded(totals[0])} | {
         f"{name}_seconds": distribution(seconds) for name, seconds in parts.items()
     }
 

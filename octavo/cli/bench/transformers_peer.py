@@ -17,11 +17,14 @@ BATCH_SIZE = 16
 class TransformersPeer:
     """Loads the same checkpoint in the same dtype; random weights where octavo's are."""
 
+    name = "transformers"
+
     def __init__(self, model: ModelConfig, workload: Workload) -> None:
         try:
             transformers = import_module("transformers")
         except ImportError:
             raise ConfigurationError("--compare transformers needs transformers: pip install transformers") from None
+        import_module("transformers.utils.logging").disable_progress_bar()
         self._torch = import_module("torch")
         self.workload, self.vocab_size = workload, model.vocab_size
         self.version: str = transformers.__version__
