@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from octavo.cache.groups import CacheGroup, plan_slabs
 from octavo.cache.manager import CacheManager
-from octavo.cache.retention import KeepAll, KeepWindow, Retention
+from octavo.cache.retention import KeepAll, Retention
 from octavo.cache.spec import PageLayout, PagePart
 from octavo.config.engine_config import SchedulerConfig
 from octavo.core.messages import Submit
@@ -186,7 +186,12 @@ def make_engine(
 
 
 def submit(
-    engine: EngineCore, request_id: str, prompt: Sequence[int], max_tokens: int = 5, streams: bool = True, **fields: object
+    engine: EngineCore,
+    request_id: str,
+    prompt: Sequence[int],
+    max_tokens: int = 5,
+    streams: bool = True,
+    **fields: object,
 ) -> None:
     kind = RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY
     params = SamplingParams(max_tokens=max_tokens, output_kind=kind)

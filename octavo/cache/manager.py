@@ -122,9 +122,11 @@ class CacheManager:
         settled = 0  # groups in a row that left the length as it was
         while settled < len(self.groups) and length:
             for group_idx, group in enumerate(self.groups):
-                hit = group.retention.longest_hit(
-                    length, self.block_size, lambda i, g=group_idx: find(g, hashes[i]) is not None
-                )  # fmt: skip
+
+                def is_found(i: int, group: int = group_idx) -> bool:
+                    return find(group, hashes[i]) is not None
+
+                hit = group.retention.longest_hit(length, self.block_size, is_found)
                 settled = settled + 1 if hit == length else 1
                 length = hit
                 if settled >= len(self.groups):
@@ -195,7 +197,7 @@ class CacheManager:
 
     def catch_up(self, request: Request) -> tuple[int, BlockIds]:
         """Blocks that others have computed since this prompt's last chunk: tokens gained, ids appended."""
-        nothing = (0, tuple([] for _ in self.groups))
+        nothing: tuple[int, BlockIds] = (0, tuple([] for _ in self.groups))
         held = self._held[request.request_id]
         start = request.num_computed_tokens // self.block_size
         if not self._may_read(request) or request.num_computed_tokens % self.block_size:

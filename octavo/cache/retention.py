@@ -69,3 +69,8 @@ class KeepWindow:
 
     def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
         return self.first_live_block(num_blocks * block_size, block_size)
+
+
+@dataclass(frozen=True)
+class KeepLatest:
+    """A recurrent state: only the one after the newest token is live; those at some block borders are checkpoints."""

@@ -38,8 +38,10 @@ class StepPlan:
     removed: list[str] = field(default_factory=list)  # rows to drop first: finished or preempted
     new_block_ids: dict[str, BlockIds] = field(default_factory=dict)  # appended to the tables of running rows
     skipped_tokens: dict[str, int] = field(default_factory=dict)  # found in the cache since: advance without computing
-    sampled: list[str] = field(default_factory=list)  # rows whose last token gets a successor, in batch order
-    page_copies: list[tuple[int, int, int]] = field(default_factory=list)  # (group, from block, to block), before the forward
+    sampled: list[str] = field(default_factory=list)  # rows whose last token gets a successor, in any order
+    page_copies: list[tuple[int, int, int]] = field(
+        default_factory=list
+    )  # (group, from block, to block), before the forward
     shared_prefix: list[tuple[list[str], int]] = field(default_factory=list)  # rows that share leading blocks
 
     @property

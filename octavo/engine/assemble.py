@@ -6,6 +6,7 @@ import logging
 
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import EngineConfig
+from octavo.core.hooks import TokenCap
 from octavo.engine.engine_core import EngineCore
 from octavo.errors import OutOfMemory
 from octavo.executor.inline import InlineExecutor
@@ -38,6 +39,6 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
         if not config.model.max_model_len_may_shrink:
             raise OutOfMemory(f"{message}: lower max_model_len to {longest} or raise kv_cache_memory_bytes")
         logger.warning("%s: requests may have %d tokens", message, longest)
-    caps = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
+    caps: list[TokenCap] = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
     scheduler = Scheduler(config.scheduler, cache, caps)
     return EngineCore(scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed)

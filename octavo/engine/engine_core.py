@@ -37,7 +37,9 @@ class EngineCore:
         num_prompt = len(submit.prompt_token_ids)
         if num_prompt >= self.max_total_tokens:
             raise PromptTooLong(
-                num_prompt, self.max_total_tokens - 1, "the engine's context (model and cache) less one token to generate"
+                num_prompt,
+                self.max_total_tokens - 1,
+                "the engine's context (model and cache) less one token to generate",
             )
         params = submit.params
         limit = self.max_total_tokens
@@ -63,6 +65,16 @@ class EngineCore:
         deltas = self.scheduler.abort(request_ids)
         self._pending += deltas
         self._quarantine.clear(delta.request_id for delta in deltas)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forgets cached prefixes. False while requests hold blocks."""
+        return self.scheduler.cache.reset()
+
+    def shutdown(self) -> None:
+        """Ends everything in progress and gives the device's memory back. May be called again."""
+        self.abort(list(self.scheduler.requests))
+        self._in_flight.clear()
+        self.executor.shutdown()
 
     def has_work(self) -> bool:
         return bool(self.scheduler.num_unfinished or self._in_flight or self._pending)

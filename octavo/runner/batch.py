@@ -21,7 +21,7 @@ class Batch:
     input_ids: torch.Tensor  # [T] int64
     row_of_token: torch.Tensor  # [T] int64, an index into the batch
     step: StepContext
-    sampled: list[int]  # indices into the batch of rows that get a token
+    sampled: list[int] | None  # indices into the batch of rows that get a token; None: all, in order
 
 
 def build_batch(plan: StepPlan, table: RowTable, block_size: int) -> Batch:
@@ -70,8 +70,9 @@ def build_batch(plan: StepPlan, table: RowTable, block_size: int) -> Batch:
         rows=rows,
     )
     input_ids = table.tokens[token_rows, positions].long()
-    if len(plan.sampled) == len(request_ids):
-        sampled = list(range(len(request_ids)))
+    sampled: list[int] | None
+    if plan.sampled == request_ids:
+        sampled = None
     else:
         wanted = set(plan.sampled)
         place = {request_id: i for i, request_id in enumerate(request_ids) if request_id in wanted}

@@ -51,17 +51,17 @@ class SampleFinish:
         is_bad = ~torch.isfinite(hidden.sum(-1, dtype=torch.float32))
         bad_rows = torch.zeros(step.num_rows, dtype=torch.int32, device=hidden.device)
         bad_rows = bad_rows.index_add_(0, batch.row_of_token, is_bad.to(torch.int32)) > 0
-        if not batch.sampled:
+        if batch.sampled == []:
             return Launched(None, bad_rows)
         last_tokens = step.query_start[1:].long() - 1
-        if len(batch.sampled) == step.num_rows:
+        if batch.sampled is None:
             rows, rows_host = step.rows, batch.rows_host
+            if step.num_tokens != step.num_rows:
+                hidden = hidden[last_tokens]
         else:
             picked = torch.tensor(batch.sampled, device=hidden.device)
-            last_tokens, rows = last_tokens[picked], step.rows[picked]
+            hidden, rows = hidden[last_tokens[picked]], step.rows[picked]
             rows_host = [batch.rows_host[i] for i in batch.sampled]
-        if last_tokens.shape[0] != hidden.shape[0]:
-            hidden = hidden[last_tokens]
         logits = self._model.logits(hidden)
         output_positions = self._table.length[rows] - self._table.prompt_length[rows]
         output = self._sampler.sample(logits, rows, rows_host, output_positions)

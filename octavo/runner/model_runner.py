@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from octavo.core.step import StepPlan, StepResult
+from octavo.core.step import NewRow, StepPlan, StepResult
 from octavo.runner.batch import Batch, build_batch
 from octavo.runner.extension import BatchExtension
 from octavo.runner.finish import Finish
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
+
+
+class RowOwner(Protocol):
+    """What keeps something for each row."""
+
+    def add(self, row: int, request: NewRow) -> None: ...
+    def remove(self, row: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -42,6 +49,7 @@ class ModelRunner:
         self.table = table
         self._finish = finish
         self._extensions = extensions
+        self._row_owners: tuple[RowOwner, ...] = (finish, *extensions)
         self._block_size = block_size
         self._scrub = scrub
 
@@ -49,7 +57,7 @@ class ModelRunner:
     def forward(self, plan: StepPlan) -> RunningStep:
         """Rows change as planned, the batch is built, the forward runs."""
         removed, added = self.table.apply(plan)
-        for part in (self._finish, *self._extensions):
+        for part in self._row_owners:
             for row in removed:
                 part.remove(row)
             for row, request in zip(added, plan.new_rows, strict=True):
@@ -80,6 +88,6 @@ class ModelRunner:
     def reset(self) -> None:
         """Drops all rows: steps were lost, and whoever goes on is sent anew."""
         for row in self.table.row_of.values():
-            for part in (self._finish, *self._extensions):
+            for part in self._row_owners:
                 part.remove(row)
         self.table.clear()

@@ -28,7 +28,9 @@ def plan_memory(
     scheduler, cache = config.scheduler, config.cache
     free, total = platform.memory_info()
     state = f"{_gib(free)} of {_gib(total)} free, weights {_gib(weight_bytes)}"
-    useful = 1 + _slabs_of(groups, slabs, scheduler.max_model_len, scheduler.max_num_batched_tokens) * scheduler.max_num_seqs
+    useful = (
+        1 + _slabs_of(groups, slabs, scheduler.max_model_len, scheduler.max_num_batched_tokens) * scheduler.max_num_seqs
+    )
     if cache.num_blocks_override is not None:
         return MemoryPlan(cache.num_blocks_override + 1, f"{cache.num_blocks_override} blocks as asked")
     if cache.memory_bytes is not None:

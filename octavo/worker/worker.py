@@ -59,7 +59,7 @@ class Worker:
         )
 
     def release(self) -> None:
-        """Gives the memory back."""
+        """Gives the memory back. May be called again."""
         self.runner.reset()
         self.model.bind_caches({layer: {} for layer in self.cache.parts}, self.cache.group_of)
-        del self.cache
+        self.cache = PagedCache((), self.slabs, 0, self.device)

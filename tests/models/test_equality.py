@@ -1,0 +1,131 @@
+"""The same greedy tokens as transformers, for every family, however the engine gets there: prefix caching on and off,
+any chunk budget, preemption, steps in flight, alone and in a batch of 64."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from octavo.config.options import Options
+from octavo.core.messages import Submit
+from octavo.core.params import SamplingParams
+from octavo.engine.assemble import build_engine
+from octavo.engine.configure import configure
+from octavo.engine.engine_core import EngineCore
+from tests.models.harness import randomise, save
+from tests.models.test_logits import SMALL, VARIANTS, VOCAB
+
+FAMILIES = ["llama", "mistral-window", "qwen2", "qwen3", "gemma3"]
+NUM_OUTPUT = 12
+
+
+@dataclass
+class Reference:
+    folder: Path
+    num_groups: int
+    prompts: list[list[int]]
+    outputs: list[list[int]]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """Eight prompts, some with the same beginning, and what transformers answers to each alone."""
+    family, changes, _ = VARIANTS[request.param]
+    kind = "TextConfig" if family == "Gemma3" else "Config"
+    config = getattr(transformers, f"{family}{kind}")(**{**SMALL, **changes})
+    torch.manual_seed(1)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    randomise(model, seed=1)
+    folder = save(model, tmp_path_factory.mktemp(request.param))
+    rng = random.Random(2)
+    stem = [rng.randrange(VOCAB) for _ in range(64)]
+    prompts = [
+        stem[: rng.choice([0, 20, 48, 64])] + [rng.randrange(VOCAB) for _ in range(n)]
+        for n in (1, 2, 5, 9, 17, 23, 30, 33)
+    ]
+    outputs = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            tokens = torch.tensor([prompt])
+            for _ in range(NUM_OUTPUT):
+                best = model(tokens).logits[0, -1].argmax()
+                tokens = torch.cat([tokens, best.view(1, 1)], 1)
+            outputs.append(tokens[0, len(prompt) :].tolist())
+    return Reference(folder, 2 if family == "Gemma3" else 1, prompts, outputs)
+
+
+def engine_for(reference: Reference, **options: object) -> EngineCore:
+    configured = configure(
+        Options(
+            model=str(reference.folder),
+            dtype="float32",
+            max_model_len=128,
+            threads=1,
+            skip_tokenizer_init=True,
+            **options,
+        )
+    )
+    return build_engine(configured.resolved.config, configured.platform)
+
+
+def run(engine: EngineCore, prompts: list[list[int]], alone: bool) -> tuple[list[list[int]], int, int]:
+    """Output tokens of each prompt, preemptions, cached tokens."""
+    outputs: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
+    num_preempted = num_cached = 0
+    params = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
+    for i, prompt in enumerate(prompts):
+        engine.add(Submit(str(i), prompt, params, float(i)))
+        while engine.has_work() and (alone or i == len(prompts) - 1):
+            step = engine.step()
+            for delta in step.deltas:
+                assert delta.error is None
+                outputs[delta.request_id] += delta.token_ids
+            if step.stats is not None:
+                num_preempted += step.stats.num_preempted
+                num_cached += step.stats.num_cached_tokens
+    assert engine.scheduler.cache.usage == 0
+    return list(outputs.values()), num_preempted, num_cached
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("budget", [1, 7, 64, 8192])
+@pytest.mark.parametrize("caching", [True, False])
+def test_greedy_tokens_equal_those_of_transformers(
+    reference: Reference, caching: bool, budget: int, depth: int
+) -> None:
+    options = {
+        "enable_prefix_caching": caching,
+        "max_num_batched_tokens": budget,
+        "max_num_seqs": min(64, budget),
+        "async_scheduling": depth == 2,
+    }
+    for alone in (True, False):
+        prompts = reference.prompts if alone or budget == 1 else reference.prompts * 8  # a batch of 64
+        engine = engine_for(reference, num_gpu_blocks_override=600, **options)
+        outputs, num_preempted, num_cached = run(engine, prompts, alone)
+        assert outputs == (reference.outputs * 8)[: len(prompts)]
+        assert num_preempted == 0 and (num_cached > 0) == caching
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_preemption_changes_no_token(reference: Reference, caching: bool, depth: int, policy: str) -> None:
+    engine = engine_for(
+        reference,
+        num_gpu_blocks_override=22 if reference.num_groups == 2 else 11,
+        scheduler_reserve_full_isl=False,
+        enable_prefix_caching=caching,
+        max_num_batched_tokens=64,
+        max_num_seqs=16,
+        async_scheduling=depth == 2,
+        scheduling_policy=policy,
+    )
+    outputs, num_preempted, _ = run(engine, reference.prompts * 4, alone=False)
+    assert outputs == reference.outputs * 4
+    assert num_preempted > 0
