@@ -29,7 +29,7 @@ from octavo.errors import EngineDead, InvalidRequest
 from octavo.telemetry.log import progress_bar
 from octavo.tokenization.tokenizer import Tokenizer
 
-_PROGRESS_INTERVAL = 0.2  # seconds
+_NOTE_INTERVAL = 0.2  # seconds
 
 
 class LLM:
@@ -197,25 +197,23 @@ class _BatchProgress:
 
     def __init__(self, requests: list[ActiveRequest], enabled: bool) -> None:
         self._bar = progress_bar(total=len(requests), description="Generating", unit="requests", enabled=enabled)
-        self._started = self._shown = time.monotonic()
-        self._num_in = self._num_out = self._num_finished = 0
+        self._started = self._noted = time.monotonic()
+        self._num_in = self._num_out = 0
 
     def finish(self, request: ActiveRequest) -> None:
-        self._num_finished += 1
         self._num_in += len(request.prompt_token_ids)
         self._num_out += request.num_output_tokens
-        now = time.monotonic()
-        if now - self._shown >= _PROGRESS_INTERVAL:
-            self._show(now)
+        self._bar.advance()
+        if time.monotonic() - self._noted >= _NOTE_INTERVAL:
+            self._note()
 
-    def _show(self, now: float) -> None:
-        self._bar.advance(self._num_finished)
-        self._num_finished, self._shown = 0, now
-        elapsed = max(now - self._started, 1e-9)
+    def _note(self) -> None:
+        self._noted = time.monotonic()
+        elapsed = max(self._noted - self._started, 1e-9)
         self._bar.note(f"in {self._num_in / elapsed:,.0f} tok/s, out {self._num_out / elapsed:,.0f} tok/s")
 
     def close(self) -> None:
-        self._show(time.monotonic())
+        self._note()
         self._bar.close()
 
 

@@ -94,4 +94,7 @@ class CoreThread:
                 self._commands.clear()
             for command in commands:  # nobody may wait for ever
                 command(self._death())
-            client.shutdown()
+            try:
+                client.shutdown()
+            except Exception:
+                _log.exception("the engine core could not be shut down in order")
