@@ -52,7 +52,12 @@ def cases(longest: int) -> Iterator[Case]:
     few = -(-(longest + NUM_OUTPUT) // 16) + 6
     yield Case(
         "preemption",
-        {"scheduler_reserve_full_isl": False, "num_gpu_blocks_override": few, "max_num_batched_tokens": 64, "max_num_seqs": 16},
+        {
+            "scheduler_reserve_full_isl": False,
+            "num_gpu_blocks_override": few,
+            "max_num_batched_tokens": 64,
+            "max_num_seqs": 16,
+        },
         batch=64,
         preempts=True,
     )
