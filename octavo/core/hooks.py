@@ -12,6 +12,7 @@ from octavo.core.request import Request
 class PlanView(Protocol):
     """What caps and gates may see of the step under construction."""
 
+    token_budget: int  # of the whole step
     budget_left: int
 
 

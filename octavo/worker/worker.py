@@ -37,13 +37,14 @@ class Worker:
         self.cache = PagedCache(self.groups, self.slabs, self.memory.num_slabs, self.device)
         self.model.bind_caches(self.cache.parts, self.cache.group_of)
         max_rows, max_tokens = config.scheduler.max_num_seqs, config.scheduler.max_model_len
-        table = RowTable(max_rows, max_tokens, [-(-max_tokens // group.tokens) for group in self.groups], self.device)
+        widths = [group.retention.table_width(max_tokens, group.tokens) for group in self.groups]
+        table = RowTable(max_rows, max_tokens, widths, self.device)
         sampler = Sampler(max_rows, self.model.vocab_size, self.device)
         self.runner = ModelRunner(
             self.model,
             table,
             SampleFinish(self.model, table, sampler),
-            build_extensions(config, self.model),
+            build_extensions(self.cache),
             self.groups[0].tokens,
             scrub=self.cache.scrub,
         )
