@@ -24,6 +24,7 @@ from octavo.ops.state_rows import StateRows
 
 CHUNK = 64  # tokens: scores cost CHUNK per token and head, the state's products state_size
 SHORT = 16  # rows of at most so many tokens are padded to one another, not to CHUNK
+LARGE = 1 << 16  # values of a state
 WALK_VALUES = 1 << 22  # state values that a walk keeps at once
 
 
@@ -36,26 +37,29 @@ def causal_conv1d(
     activate: bool = True,
     return_states: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    x, weight, width = x_TC.float(), weight_CW.float(), weight_CW.shape[1]
+    x, taps, width = x_TC.float(), weight_CW.float().t().contiguous(), weight_CW.shape[1]
     before = _load(states, rows.blocks, rows.fresh)
-    each: torch.Tensor | None
+    each: torch.Tensor | None = None
     if len(x) == rows.num_rows:  # one token a row
-        window = torch.cat((before, x.unsqueeze(-1)), -1)
-        out = torch.linalg.vecdot(window, weight)
-        each = after = window[..., 1:]
+        out = before[..., 0] * taps[0]
+        for w in range(1, width - 1):
+            out.addcmul_(before[..., w], taps[w])
+        out.addcmul_(x, taps[-1])
+        each = after = torch.cat((before[..., 1:], x.unsqueeze(-1)), -1)
     else:
         # | state of row 0, its tokens | state of row 1, its tokens | ...: each output is a window of this line
         places = _line(rows, width)
-        line = x.new_empty(len(x) + rows.num_rows * (width - 1), x.shape[1])
-        line.index_copy_(0, places.states, before.transpose(1, 2).flatten(0, 1))
-        line.index_copy_(0, places.tokens, x)
+        parts = zip(before.transpose(1, 2), x.split(rows.query_lens), strict=True)
+        line = torch.cat([part for row in parts for part in row])
         num_windows = len(line) - width + 1
-        out = line[:num_windows] * weight[:, 0]
+        out = line[:num_windows] * taps[0]
         for w in range(1, width):
-            out.addcmul_(line[w : w + num_windows], weight[:, w])
-        out = out.index_select(0, places.windows)
-        after = line.index_select(0, places.ends).unflatten(0, (-1, width - 1)).transpose(1, 2)
-        each = line[places.windows[:, None] + _arange(1, width, x.device)].transpose(1, 2) if return_states else None
+            out.addcmul_(line[w : w + num_windows], taps[w])
+        if rows.num_rows > 1:
+            out = out.index_select(0, places.windows)
+        after = line[places.ends].transpose(1, 2)
+        if return_states:
+            each = line[places.states].transpose(1, 2)
     _store(states, rows.blocks, after)
     if bias is not None:
         out += bias
@@ -142,6 +146,8 @@ def _ssd_walk(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """y [T, H, P] without the skip of x, and the states after each token."""
     num_groups = B_TGN.shape[1]
+    if walk.forward is None and len(walk.counts) == 1 and not return_states and _is_large(states):
+        return _ssd_in_place(u_THP, log_decay_TH, B_TGN, C_TGN, states, walk), None
     u, B, C = walk.order(u_THP), walk.order(B_TGN), walk.order(C_TGN)
     decay = walk.order(log_decay_TH).exp()[..., None, None]
     state = _load(states, walk.blocks, walk.fresh)
@@ -156,6 +162,29 @@ def _ssd_walk(
             kept.append(each)
     _store(states, walk.blocks, _cat([state, *reversed(ended)]))
     return walk.restore(_cat(outputs)), walk.restore(_cat(kept)) if return_states else None
+
+
+def _ssd_in_place(
+    u_RHP: torch.Tensor,
+    log_decay_RH: torch.Tensor,
+    B_RGN: torch.Tensor,
+    C_RGN: torch.Tensor,
+    states: torch.Tensor,
+    walk: Walk,
+) -> torch.Tensor:
+    """One token a row, row after row where its state lies."""
+    num_groups, state_size = B_RGN.shape[1:]
+    y = torch.empty(u_RHP.shape, dtype=torch.float32)
+    decay = log_decay_RH.exp()[..., None, None]
+    outer_u, outer_B = u_RHP.reshape(len(y), num_groups, -1, 1), B_RGN.unsqueeze(2)
+    inner_C, out = C_RGN.unsqueeze(-1), y.view(len(y), num_groups, -1, 1)
+    if walk.fresh is not None:
+        states[walk.blocks[walk.fresh]] = 0
+    for row, block in enumerate(walk.blocks.tolist()):
+        state = states[block].mul_(decay[row]).view(num_groups, -1, state_size)
+        state.baddbmm_(outer_u[row], outer_B[row])
+        torch.bmm(state, inner_C[row], out=out[row])
+    return y
 
 
 def _ssd_chunks(
@@ -206,6 +235,11 @@ def _ssd_chunks(
 
 
 # ---- states ----------------------------------------------------------------------------------------------------------
+
+
+def _is_large(states: torch.Tensor) -> bool:
+    """A copy would cost more than a few calls for each row. Those need to know the blocks on the host."""
+    return states.dtype == torch.float32 and states.device.type == "cpu" and states[0].numel() >= LARGE
 
 
 def _load(states: torch.Tensor, blocks: torch.Tensor, fresh: torch.Tensor | None) -> torch.Tensor:
@@ -285,7 +319,7 @@ def _make_walk(rows: StateRows) -> Walk:
     lens = np.asarray(rows.query_lens)
     by_length = np.argsort(-lens, kind="stable")
     place = np.concatenate([np.arange(lens[row]) for row in by_length])
-    token = np.concatenate([np.arange(lens[row]) + start for row, start in zip(by_length, _starts(lens)[by_length])])
+    token = np.concatenate([np.arange(lens[row]) + start for row, start in zip(by_length, _starts(lens)[by_length], strict=True)])
     forward = token[np.argsort(place, kind="stable")]
     order, forward = (torch.from_numpy(indices).to(rows.blocks.device) for indices in (by_length, forward))
     back = torch.empty_like(forward)
@@ -354,25 +388,18 @@ def _bucket(rows: StateRows, part: np.ndarray, lens: np.ndarray, starts: np.ndar
 class Line:
     """Places in the line of states and tokens that a convolution slides over."""
 
-    states: torch.Tensor  # [R * (W - 1)] int64
-    tokens: torch.Tensor  # [T] int64
     windows: torch.Tensor  # [T] int64: first place of each token's window
-    ends: torch.Tensor  # [R * (W - 1)] int64: the last W - 1 places of each row
+    states: torch.Tensor  # [T, W - 1] int64: the state after each token
+    ends: torch.Tensor  # [R, W - 1] int64: the state after each row's last token
 
 
 def _line(rows: StateRows, width: int) -> Line:
     key = f"line {width}"
     if key not in rows.derived:
         lens = np.asarray(rows.query_lens)
-        begins = _starts(lens) + np.arange(len(lens)) * (width - 1)
-        windows = np.repeat(begins - _starts(lens), lens) + np.arange(lens.sum())
-        span = np.arange(width - 1)
-        indices = (
-            (begins[:, None] + span).reshape(-1),
-            windows + width - 1,
-            windows,
-            ((begins + lens)[:, None] + span).reshape(-1),
-        )
+        windows = np.arange(lens.sum()) + np.repeat(np.arange(len(lens)) * (width - 1), lens)
+        states = windows[:, None] + np.arange(1, width)
+        indices = (windows, states, states[np.cumsum(lens) - 1])
         rows.derived[key] = Line(*(torch.from_numpy(index).to(rows.blocks.device) for index in indices))
     return rows.derived[key]
 
@@ -380,6 +407,3 @@ def _line(rows: StateRows, width: int) -> Line:
 def _starts(lens: np.ndarray) -> np.ndarray:
     return np.cumsum(lens) - lens
 
-
-def _arange(first: int, last: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(first, last, device=device)
