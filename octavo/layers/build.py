@@ -21,7 +21,9 @@ class StatefulLayer(Protocol):
     """A layer that keeps something of each token."""
 
     cache_spec: CacheSpec
-    backend: GroupBackend
+
+    @property
+    def backend(self) -> GroupBackend: ...
 
     def bind(self, parts: Mapping[str, torch.Tensor], group: int) -> None:
         """Takes its views (part name -> [num_blocks, *shape]) and its group's index; no views to let go of them."""
@@ -62,9 +64,7 @@ class BuildContext:
     def at(self, name: str) -> BuildContext:
         return replace(self, prefix=f"{self.prefix}.{name}" if self.prefix else name)
 
-    def parameter(
-        self, shape: tuple[int, ...], shard: Shard, dtype: torch.dtype | None = None
-    ) -> torch.nn.Parameter:
+    def parameter(self, shape: tuple[int, ...], shard: Shard, dtype: torch.dtype | None = None) -> torch.nn.Parameter:
         """In the model's dtype unless another is given."""
         return parameter(shape, dtype or self.dtype, self.device, shard)
 

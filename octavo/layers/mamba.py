@@ -1,7 +1,7 @@
 """Mixers that keep a state of fixed size instead of keys and values.
 
-T tokens, D inner channels, N state size, R rank of the time step; Mamba-2 has H heads of P channels and G groups of B and
-C. Each layer keeps two parts of a page: the convolution's last inputs, and the state.
+T tokens, D inner channels, N state size; Mamba-2 has H heads of P channels, and G groups of B and C. A layer's page has
+two parts: the convolution's last inputs, and the state.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class MambaMixer(nn.Module):
 
     A_log: nn.Parameter
 
-    def declare_state(
-        self, build: BuildContext, channels: int, kernel_size: int, state_shape: tuple[int, ...]
-    ) -> None:
+    def declare_state(self, build: BuildContext, channels: int, kernel_size: int, state_shape: tuple[int, ...]) -> None:
         if kernel_size < 2:
             raise UnsupportedModel(f"{build.prefix}: a convolution of {kernel_size} inputs: it needs 2 or more")
         parts = (
@@ -152,9 +150,7 @@ class Mamba2Mixer(MambaMixer):
         self.sizes = (inner_size, sum(parts), shape.num_heads)
         self.conv1d = CausalConv1d(build.at("conv1d"), parts, shape.kernel_size, conv_bias)
         shard = Shard((shape.num_heads,), 0)
-        self.A_log, self.D, self.dt_bias = (
-            build.parameter((shape.num_heads,), shard, torch.float32) for _ in range(3)
-        )
+        self.A_log, self.D, self.dt_bias = (build.parameter((shape.num_heads,), shard, torch.float32) for _ in range(3))
         self.norm = GatedRMSNorm(build, inner_size, norm_eps, norm_groups, norm_before_gate)
         self.out_proj = RowLinear(build.at("out_proj"), inner_size, hidden_size, bias)
         state_shape = (shape.num_heads, shape.head_dim, shape.state_size)

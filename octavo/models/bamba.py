@@ -16,7 +16,6 @@ from octavo.models.llama import Llama, LlamaBlock, LlamaFields
 from octavo.models.mamba import silu_only
 from octavo.models.mamba2 import read_shape
 
-
 KEYS: dict[str, tuple[str, int]] = {  # as in mamba2.py
     "num_heads": ("mamba_n_heads", 128),
     "head_dim": ("mamba_d_head", 64),

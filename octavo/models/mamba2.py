@@ -7,6 +7,7 @@ from typing import Any
 from octavo.layers.build import BuildContext
 from octavo.layers.fields import Config, from_hf
 from octavo.layers.mamba import Mamba2Mixer, Mamba2Shape
+from octavo.layers.stack import CausalLM
 from octavo.models.mamba import Mamba, PureMambaBlock, PureMambaFields
 
 # Of Mamba2Shape: the key of config.json, and the default of transformers.
@@ -57,5 +58,5 @@ class Mamba2Block(PureMambaBlock):
         self.mixer = Mamba2Mixer(build, f.hidden_size, f.shape, f.norm_eps, bias=f.bias, conv_bias=f.conv_bias)
 
 
-class Mamba2(Mamba):
-    fields, block = Mamba2Fields, Mamba2Block
+class Mamba2(CausalLM):
+    fields, block, norm, weights = Mamba2Fields, Mamba2Block, Mamba.norm, Mamba.weights

@@ -32,8 +32,8 @@ def gated_rms_norm(
     num_groups: int = 1,
     norm_before_gate: bool = False,
 ) -> torch.Tensor:
-    """rms_norm(x * silu(gate)), or rms_norm(x) * silu(gate) with `norm_before_gate`; each of `num_groups` equal parts of
-    the last dimension is normalised by itself.
+    """rms_norm(x * silu(gate)), or rms_norm(x) * silu(gate) with `norm_before_gate`. Each of `num_groups` equal parts
+    of the last dimension is normalised by itself.
 
     x and gate [T, D], last dimension dense; weight [D]. Returns a contiguous [T, D] of x's dtype, rounded to it
     before the product with the weight or, with `norm_before_gate`, after that with the gate.

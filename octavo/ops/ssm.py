@@ -47,9 +47,9 @@ def selective_scan(
 
         h[t] = exp(delta[t] A) h[t - 1] + delta[t] x[t] B[t]        y[t] = (C[t] . h[t] + D x[t]) silu(gate[t])
 
-    x, dt, gate, B and C may be strided by token; A and D are float32. states [B, D, N], strided by block, of any floating
-    dtype; updated. Returns a contiguous [T, D] of x's dtype and, if asked for, the float32 states after each token
-    [T, D, N]. A row's result does not depend on how its tokens are cut into steps, but for the rounding of states.
+    x, dt, gate, B and C may be strided by token; A and D are float32. states [B, D, N], strided by block, of any
+    floating dtype; updated. Returns a contiguous [T, D] of x's dtype and, if asked for, the float32 states after each
+    token [T, D, N].
     """
     return bound.selective_scan(x_TD, dt_TD, A_DN, B_TN, C_TN, D_D, gate_TD, states, rows, return_states)
 
@@ -67,13 +67,13 @@ def ssd(
     rows: StateRows,
     return_states: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Mamba-2's state-space dual (arXiv 2405.21060, section 6). With delta = softplus(dt + dt_bias) clamped to dt_limit,
-    for each head h of group g = h // (H / G),
+    """Mamba-2's state-space dual (arXiv 2405.21060, section 6). With delta = softplus(dt + dt_bias), clamped to
+    dt_limit, for each head h of group g = h // (H / G),
 
         S[t] = exp(delta[t] A) S[t - 1] + delta[t] x[t] B[t]^T      y[t] = S[t] C[t] + D x[t]
 
     x, dt, B and C may be strided by token; A, D and dt_bias are float32. states [B, H, P, N], strided by block, of any
-    floating dtype; updated. Returns a contiguous [T, H, P] of x's dtype and, if asked for, the float32 states after each
-    token [T, H, P, N].
+    floating dtype; updated. Returns a contiguous [T, H, P] of x's dtype and, if asked for, the float32 states after
+    each token [T, H, P, N].
     """
     return bound.ssd(x_THP, dt_TH, dt_bias_H, dt_limit, A_H, B_TGN, C_TGN, D_H, states, rows, return_states)

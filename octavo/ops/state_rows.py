@@ -13,8 +13,8 @@ class StateRows:
     """Which tokens and which states belong together: made once a step, for all layers whose states are in the same
     blocks.
 
-    Row r's tokens are query_start[r] : query_start[r + 1], one at least, and its state is states[blocks[r]]; no two rows
-    share a block. A fresh row starts from zeros, whatever its block holds (NaN included).
+    Row r's tokens are query_start[r] : query_start[r + 1], one at least, and its state is states[blocks[r]]; no two
+    rows share a block. A fresh row starts from zeros, whatever its block holds (NaN included).
     """
 
     blocks: torch.Tensor  # [R] int64

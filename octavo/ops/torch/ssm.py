@@ -85,7 +85,9 @@ def selective_scan(
     delta = functional.softplus(dt_TD.float())
     u, delta, B, C = (walk.order(part) for part in (delta * x, delta, B_TN.float(), C_TN.float()))
     state = _load(states, walk.blocks, walk.fresh)
-    outputs, kept, ended = [], [], []
+    outputs: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
+    ended: list[torch.Tensor] = []
     for first, last, counts in walk.slices(state[0].numel()):
         part = slice(first, last)
         decay = torch.exp(delta[part, :, None] * A_DN)
@@ -125,8 +127,8 @@ def ssd(
         ones, buckets = _chunks(rows)
         if ones is not None:
             tokens, walk = ones
-            parts = (part.index_select(0, tokens) for part in (u, log_decay, B, C))
-            y.index_copy_(0, tokens, _ssd_walk(*parts, states, walk, False)[0])
+            a, b, c, d = (part.index_select(0, tokens) for part in (u, log_decay, B, C))
+            y.index_copy_(0, tokens, _ssd_walk(a, b, c, d, states, walk, False)[0])
         for bucket in buckets:
             _ssd_chunks(u, log_decay, B, C, states, bucket, y)
     return y.addcmul_(x, D_H.unsqueeze(-1)).to(x_THP.dtype), each
@@ -151,7 +153,9 @@ def _ssd_walk(
     u, B, C = walk.order(u_THP), walk.order(B_TGN), walk.order(C_TGN)
     decay = walk.order(log_decay_TH).exp()[..., None, None]
     state = _load(states, walk.blocks, walk.fresh)
-    outputs, kept, ended = [], [], []
+    outputs: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
+    ended: list[torch.Tensor] = []
     for first, last, counts in walk.slices(state[0].numel()):
         part = slice(first, last)
         by_group = u[part].reshape(last - first, num_groups, -1, 1) * B[part].unsqueeze(2)  # [t, G, H/G * P, N]
@@ -319,9 +323,11 @@ def _make_walk(rows: StateRows) -> Walk:
     lens = np.asarray(rows.query_lens)
     by_length = np.argsort(-lens, kind="stable")
     place = np.concatenate([np.arange(lens[row]) for row in by_length])
-    token = np.concatenate([np.arange(lens[row]) + start for row, start in zip(by_length, _starts(lens)[by_length], strict=True)])
-    forward = token[np.argsort(place, kind="stable")]
-    order, forward = (torch.from_numpy(indices).to(rows.blocks.device) for indices in (by_length, forward))
+    token = np.concatenate(
+        [np.arange(lens[row]) + start for row, start in zip(by_length, _starts(lens)[by_length], strict=True)]
+    )
+    in_step = token[np.argsort(place, kind="stable")]
+    order, forward = (torch.from_numpy(indices).to(rows.blocks.device) for indices in (by_length, in_step))
     back = torch.empty_like(forward)
     back[forward] = torch.arange(len(forward), device=forward.device)
     fresh = None if rows.fresh is None else rows.fresh[order]
@@ -406,4 +412,3 @@ def _line(rows: StateRows, width: int) -> Line:
 
 def _starts(lens: np.ndarray) -> np.ndarray:
     return np.cumsum(lens) - lens
-
