@@ -45,6 +45,10 @@ class Draw:
         return -torch.exp(torch.rand(*shape, generator=self.generator) * 9 - 6)
 
 
+def softplus(x: Tensor) -> Tensor:
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
 def fused(draw: Draw, num_tokens: int, *sizes: int) -> list[Tensor]:
     """Views of one projection, as layers have them."""
     return list(draw.normal(num_tokens, sum(sizes) + 3)[:, 3:].split(sizes, -1))
@@ -79,7 +83,7 @@ def scan_case(draw: Draw, num_tokens: int, size: tuple[int, int, int, int], dtyp
     def reference(inputs: list[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         outputs, states = [], []
         for x, dt, B, C, gate in zip(*inputs, strict=True):
-            delta = torch.log1p(torch.exp(dt))
+            delta = softplus(dt)
             state = torch.exp(delta[:, None] * A.double()) * state + (delta * x)[:, None] * B
             outputs.append((state @ C + D.double() * x) * gate * torch.sigmoid(gate))
             states.append(state)
@@ -103,7 +107,7 @@ def ssd_case(draw: Draw, num_tokens: int, size: tuple[int, int, int, int], dtype
     def reference(inputs: list[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         outputs, states = [], []
         for x, dt, B, C in zip(*inputs, strict=True):
-            delta = torch.log1p(torch.exp(dt + dt_bias.double())).clamp(*limit)
+            delta = softplus(dt + dt_bias.double()).clamp(*limit)
             y, after = torch.empty_like(x), torch.empty_like(state)
             for h in range(heads):
                 g = h // (heads // groups)
@@ -230,6 +234,21 @@ def test_a_cut_changes_only_rounding(op: str, implementation: str, cut: int) -> 
         results.append((torch.cat(parts), states))
     for whole, parted in zip(*results, strict=True):
         torch.testing.assert_close(parted, whole, atol=2e-6 * float(whole.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("implementation", dispatch.present()["ssd"])
+def test_tokens_that_forget_all_do_not_blur_those_after_them(implementation: str) -> None:
+    """Time steps so long that the sum of a chunk's exponents has no digits left for the short ones."""
+    draw = Draw(6)
+    case = ssd_case(draw, 60, SIZES[0], torch.float32)
+    case.inputs[1][:30] += 3000.0
+    states = make_states(draw, case.state_shape, torch.float32)
+    expected, _ = case.reference([part.double() for part in case.inputs], states[3].double())
+    rows = StateRows(torch.tensor([3]), None, torch.tensor([0, 60]), [60])
+    y, _ = case.run(dispatch.implementation_of("ssd", implementation), case.inputs, states, rows, False)
+    for after in (slice(0, 30), slice(45, 60)):
+        scale = expected[after].abs().amax((0, 2), keepdim=True)  # of each head
+        assert ((y[after] - expected[after]).abs() < 2e-5 * scale).all()
 
 
 @pytest.mark.parametrize("lengths", [[1, 1, 1], [3, 2, 4], [40, 20, 70]], ids=str)

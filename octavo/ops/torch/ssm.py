@@ -265,7 +265,7 @@ def _recur(
     are left; those of rows that end before come to `ended`, the longer rows after the shorter."""
     for a, b in zip(decay.split(counts), each.split(counts), strict=True):
         if len(b) < len(state):
-            ended.append(state[len(b) :].clone())
+            ended.append(state[len(b) :].clone())  # a view would keep the whole part
             state = state[: len(b)]
         state = b.addcmul_(a, state)
     return state
