@@ -69,22 +69,32 @@ def group_layers(specs: Mapping[str, CacheSpec]) -> tuple[CacheGroup, ...]:
 def plan_slabs(block_bytes: tuple[int, ...], alignment: int = PART_ALIGNMENT) -> SlabPlan:
     """The slab that fits every group's block, and each group's stride in it, with as little left over as possible.
 
-    A slab must be a whole number of aligned strides for every group. Counts that share few factors would make it far
-    too large, so counts are tried rounded down to their leading bits; a single bit (powers of two) always divides.
+    A slab must be a whole number of aligned strides for every group, so a group's count is a divisor of the slab's
+    size in alignment units. Sizes a little above the largest block are tried, those with many divisors among them.
     """
-    largest = max(block_bytes)
+    largest = -(-max(block_bytes) // alignment)  # in alignment units
+    sizes = {round_up(largest, 1 << bits) for bits in range(13) if round_up(largest, 1 << bits) * 5 <= largest * 6}
+    sizes.update(range(largest, largest + 33))
     best: tuple[float, int, tuple[int, ...]] | None = None
-    for bits in (64, 5, 4, 3, 2, 1):
-        counts = tuple(_leading_bits(largest // size, bits) for size in block_bytes)
-        slab_bytes = round_up(largest, math.lcm(*counts) * alignment)
-        waste = max(slab_bytes / (count * size) for count, size in zip(counts, block_bytes, strict=True))
+    for units in sorted(sizes):
+        counts = tuple(_largest_divisor(units, units * alignment // size) for size in block_bytes)
+        waste = max(units * alignment / (count * size) for count, size in zip(counts, block_bytes, strict=True))
         if best is None or waste < best[0]:
-            best = (waste, slab_bytes, counts)
+            best = (waste, units, counts)
     assert best is not None
-    _, slab_bytes, counts = best
-    return SlabPlan(slab_bytes, counts, tuple(slab_bytes // count for count in counts))
+    _, units, counts = best
+    return SlabPlan(units * alignment, counts, tuple(units // count * alignment for count in counts))
 
 
-def _leading_bits(value: int, bits: int) -> int:
-    drop = max(0, value.bit_length() - bits)
-    return value >> drop << drop
+def _largest_divisor(value: int, limit: int) -> int:
+    """The largest divisor of `value` that is at most `limit` (at least 1)."""
+    if limit >= value:
+        return value
+    best, small = 1, 1
+    while small * small <= value:
+        if value % small == 0:
+            for divisor in (small, value // small):
+                if best < divisor <= limit:
+                    best = divisor
+        small += 1
+    return best

@@ -23,7 +23,7 @@ class Hit:
 
 @dataclass(slots=True)
 class Held:
-    """One request's blocks. `tables[g][i]` is block i, null when trimmed or never needed; `live[g]` counts the others."""
+    """One request's blocks. `tables[g][i]` is block i, null when trimmed or never needed; `live[g]` counts the rest."""
 
     tables: list[list[Block]]
     live: list[int]

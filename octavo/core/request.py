@@ -55,9 +55,9 @@ class Request:
         | prompt ................ | sampled, known | sampled, in flight |
         0                  num_prompt         num_tokens         num_expected
 
-    `num_computed_tokens` is optimistic: it is advanced when a step is planned, not when it has run. Tokens in flight are
-    those that planned steps will sample and whose ids the host does not know yet. `epoch` changes whenever the request
-    starts over or ends: results of steps planned under another epoch are dropped.
+    `num_computed_tokens` is optimistic: it is advanced when a step is planned, not when it has run. Tokens in flight
+    are those that planned steps will sample and whose ids the host does not know yet. `epoch` changes whenever the
+    request starts over or ends: results of steps planned under another epoch are dropped.
     """
 
     request_id: str

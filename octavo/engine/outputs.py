@@ -135,15 +135,17 @@ class Completion:
 
     def take(self, kind: RequestOutputKind) -> CompletionOutput:
         """Everything, or with DELTA what came since the last call."""
-        self._decode()
+        if self._detokenizer is not None:
+            self._decode(self._detokenizer)
+        reason = self.finish_reason
         output = CompletionOutput(
-            index=self.index,
-            text=self.text,
-            token_ids=self.token_ids,
-            cumulative_logprob=self.cumulative_logprob,
-            logprobs=self._positions(),
-            finish_reason=None if self.finish_reason is None else str(self.finish_reason),
-            stop_reason=self.stop_reason,
+            self.index,
+            self.text,
+            self.token_ids,
+            self.cumulative_logprob,
+            None if self.logprob_rows is None else self._positions(self.logprob_rows),
+            None if reason is None else str(reason),
+            self.stop_reason,
         )
         self.has_news = False
         if kind is _DELTA:
@@ -154,11 +156,9 @@ class Completion:
             output.token_ids = self.token_ids.copy()
         return output
 
-    def _decode(self) -> None:
+    def _decode(self, detokenizer: Detokenizer) -> None:
         """Brings `text` up to `token_ids`."""
-        detokenizer, stop_strings = self._detokenizer, self._stop_strings
-        if detokenizer is None:
-            return
+        stop_strings = self._stop_strings
         finished = self.finish_reason is not None
         if stop_strings is None:
             end = len(self.token_ids)
@@ -176,10 +176,7 @@ class Completion:
         if finished:
             self._detokenizer = self._stop_strings = None
 
-    def _positions(self) -> list[PositionLogprobs] | None:
-        rows = self.logprob_rows
-        if rows is None:
-            return None
+    def _positions(self, rows: list[TokenLogprobs | PositionLogprobs]) -> list[PositionLogprobs]:
         for position in range(self._shown, len(rows)):
             row = rows[position]
             if isinstance(row, TokenLogprobs):

@@ -90,8 +90,7 @@ class RowTable:
     def blocks(self, row: int) -> dict[int, list[int]]:
         """The blocks of a row, by group."""
         return {
-            group: table[row, : self._num_blocks[group][row]].tolist()
-            for group, table in enumerate(self.block_tables)
+            group: table[row, : self._num_blocks[group][row]].tolist() for group, table in enumerate(self.block_tables)
         }
 
     def clear(self) -> None:

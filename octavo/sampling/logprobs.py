@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from octavo.core.step import TokenLogprobs
+from octavo.core.outputs import TokenLogprobs
 
 SMALL_TOP = 32  # requests for up to this many share one gather
 

@@ -59,7 +59,7 @@ class PlanBuilder:
         self._block_ids[request.request_id] = block_ids
 
     def grant(self, request: Request, num_tokens: int) -> None:
-        """`num_tokens` more of this request are computed in this step; the last expected one is followed by a sample."""
+        """`num_tokens` more of this request are computed in this step; a sample follows the last expected one."""
         assert 0 < num_tokens <= self.budget_left
         request_id = request.request_id
         self.num_scheduled[request_id] = self.num_scheduled.get(request_id, 0) + num_tokens

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from octavo.cache.groups import CacheGroup, SlabPlan
+from octavo.ops.memory import zeroed_buffer
 
 
 class PagedCache:
@@ -17,7 +18,7 @@ class PagedCache:
     def __init__(self, groups: Sequence[CacheGroup], slabs: SlabPlan, num_slabs: int, device: torch.device) -> None:
         self.num_slabs = num_slabs
         self.num_bytes = num_slabs * slabs.slab_bytes
-        self._buffer = torch.zeros(self.num_bytes, dtype=torch.uint8, device=device)
+        self._buffer = zeroed_buffer(self.num_bytes, device)
         self.parts: dict[str, dict[str, torch.Tensor]] = {}
         self.group_of: dict[str, int] = {}
         for index, group in enumerate(groups):

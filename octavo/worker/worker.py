@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Construction does everything: load, measure, allocate. Raises CheckpointError, ConfigurationError, OutOfMemory."""
+    """Construction does it all: load, measure, allocate. Raises CheckpointError, ConfigurationError, OutOfMemory."""
 
     def __init__(self, config: EngineConfig, platform: Platform) -> None:
         started = time.perf_counter()

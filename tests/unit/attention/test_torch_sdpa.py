@@ -40,7 +40,9 @@ def attend(
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 1, 16, 21])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(4, 4, 16), (6, 2, 8), (3, 1, 20)])
-@pytest.mark.parametrize("rows", [MIXED, [(1, 30), (1, 31), (1, 32), (1, 5)], [(40, 40)], [(3, 50), (1, 1)]])
+@pytest.mark.parametrize(
+    "rows", [MIXED, [(1, 30), (1, 31), (1, 32), (1, 5)], [(40, 40)], [(3, 50), (1, 1)], [(21, 21), (22, 22)]]
+)
 def test_equals_dense_attention(
     rows: list[tuple[int, int]],
     num_heads: int,

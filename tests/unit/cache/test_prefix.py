@@ -1,0 +1,81 @@
+"""The hash chain and the index."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.cache.block import Block, Slab
+from octavo.cache.prefix import BlockHasher, PrefixIndex
+from octavo.core.params import SamplingParams
+from octavo.core.request import Request
+from octavo.errors import ConfigurationError
+
+
+def hashes(token_ids: list[int], *keys: object) -> list[bytes]:
+    request = Request("r", token_ids, SamplingParams(), 0.0, cache_keys=keys)
+    BlockHasher(4).extend(request)
+    return request.block_hashes
+
+
+def test_only_full_blocks_have_hashes_and_equal_hashes_mean_equal_prefixes():
+    long = hashes([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    assert len(long) == 2
+    assert hashes([1, 2, 3, 4, 5, 6, 7, 8])[:2] == long
+    assert hashes([1, 2, 3, 4, 9, 6, 7, 8])[0] == long[0]
+    assert hashes([1, 2, 3, 4, 9, 6, 7, 8])[1] != long[1]
+    assert hashes([0, 2, 3, 4, 5, 6, 7, 8])[1] != long[1], "same block, another prefix"
+    assert hashes([1, 2, 3]) == []
+
+
+def test_keys_reach_every_block_through_the_chain_and_cannot_be_confused():
+    plain = hashes([1] * 8)
+    variants = [
+        hashes([1] * 8, ("cache_salt", "a")),
+        hashes([1] * 8, ("cache_salt", "b")),
+        hashes([1] * 8, ("adapter", "a")),
+        hashes([1] * 8, ("cache_salt", "a"), ("adapter", "a")),
+        hashes([1] * 8, ("cache_salt", "a)('adapter', 'a")),
+    ]
+    for block in (0, 1):
+        assert len({plain[block], *(variant[block] for variant in variants)}) == 6
+
+
+def test_hashes_grow_with_the_request():
+    request = Request("r", [1, 2, 3, 4], SamplingParams(), 0.0)
+    hasher = BlockHasher(4)
+    hasher.extend(request)
+    request.token_ids += [5, 6, 7, 8]
+    hasher.extend(request)
+    assert request.block_hashes == hashes([1, 2, 3, 4, 5, 6, 7, 8])
+
+
+def test_an_unknown_algorithm_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"prefix_caching_hash_algo must be one of sha256, got 'md5'"):
+        BlockHasher(16, "md5")
+
+
+def test_the_first_block_of_a_content_is_the_one_that_is_found():
+    index, slab = PrefixIndex(2), Slab(1)
+    first, second, other = Block(1, 0, slab), Block(2, 0, slab), Block(1, 1, slab)
+    assert index.insert(first, b"h") and not index.insert(second, b"h") and index.insert(other, b"h")
+    assert index.find(0, b"h") is first and second.hash is None
+    assert index.find(1, b"h") is other
+
+
+def test_annotations_live_and_die_with_the_block_s_place():
+    index, block = PrefixIndex(1), Block(1, 0, Slab(1))
+    index.insert(block, b"h")
+    index.annotate(block, "logprobs", [1.0])
+    assert index.annotation(block, "logprobs") == [1.0]
+    index.remove(block)
+    block.hash = None
+    index.insert(block, b"other")
+    assert index.annotation(block, "logprobs") is None
+
+
+def test_a_claim_belongs_to_the_first_and_ends_with_it():
+    index = PrefixIndex(1)
+    assert index.claim([b"a", b"b"], "first") == [b"a", b"b"]
+    assert index.claim([b"b", b"c"], "second") == [b"c"]
+    index.disclaim([b"a", b"b", b"c"], "first")
+    assert (index.owner(b"a"), index.owner(b"b"), index.owner(b"c")) == (None, None, "second")
