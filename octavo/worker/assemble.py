@@ -32,6 +32,8 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
         max_model_len=model_config.max_model_len,
         device=device,
         block_size=config.cache.block_size,
+        conv_state_dtype=config.cache.conv_state_dtype,
+        ssm_state_dtype=config.cache.ssm_state_dtype,
         attention=AttentionSelector(platform.attention_order, model_config.attention_backend),
         capability=platform.capability,
     )

@@ -18,7 +18,7 @@ from octavo.engine.assemble import build_engine
 from octavo.engine.configure import configure
 from octavo.engine.engine_core import EngineCore
 from tests.models.harness import randomise, save
-from tests.models.test_logits import SMALL, VARIANTS, VOCAB
+from tests.models.test_logits import VARIANTS, VOCAB, config_of
 
 FAMILIES = ["llama", "mistral-window", "qwen2", "qwen3", "gemma3"]
 NUM_OUTPUT = 12
@@ -35,9 +35,7 @@ class Reference:
 @pytest.fixture(scope="module", params=FAMILIES)
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Eight prompts, some with the same beginning, and what transformers answers to each alone."""
-    family, changes, _ = VARIANTS[request.param]
-    kind = "TextConfig" if family == "Gemma3" else "Config"
-    config = getattr(transformers, f"{family}{kind}")(**{**SMALL, **changes})
+    family, config = VARIANTS[request.param][0], config_of(request.param)
     torch.manual_seed(1)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     randomise(model, seed=1)
