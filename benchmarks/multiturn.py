@@ -29,27 +29,75 @@ from octavo.engine.engine_core import EngineCore
 
 SYSTEM, USER, ANSWER = 200, 60, 48  # tokens
 VOCABULARY = 4096
-COMMON = {"vocab_size": VOCABULARY, "torch_dtype": "float32", "tie_word_embeddings": True, "max_position_embeddings": 4096}
-ATTENTION = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "rms_norm_eps": 1e-5, "hidden_act": "silu"}
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "torch_dtype": "float32",
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+}
+ATTENTION = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "attention": {
-        **COMMON, **ATTENTION, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 256,
-        "intermediate_size": 704, "num_hidden_layers": 8, "rope_theta": 10000.0,
+        **COMMON,
+        **ATTENTION,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 8,
+        "rope_theta": 10000.0,
     },
     "mamba2": {
-        **COMMON, "architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "hidden_size": 256, "num_hidden_layers": 12,
-        "state_size": 64, "num_heads": 16, "head_dim": 32, "n_groups": 1, "expand": 2, "conv_kernel": 4, "chunk_size": 64,
-        "rms_norm": True, "use_conv_bias": True, "use_bias": False, "residual_in_fp32": True, "layer_norm_epsilon": 1e-5,
-        "hidden_act": "silu", "time_step_limit": [0.0, 1e9], "norm_before_gate": False,
+        **COMMON,
+        "architectures": ["Mamba2ForCausalLM"],
+        "model_type": "mamba2",
+        "hidden_size": 256,
+        "num_hidden_layers": 12,
+        "state_size": 64,
+        "num_heads": 16,
+        "head_dim": 32,
+        "n_groups": 1,
+        "expand": 2,
+        "conv_kernel": 4,
+        "chunk_size": 64,
+        "rms_norm": True,
+        "use_conv_bias": True,
+        "use_bias": False,
+        "residual_in_fp32": True,
+        "layer_norm_epsilon": 1e-5,
+        "hidden_act": "silu",
+        "time_step_limit": [0.0, 1e9],
+        "norm_before_gate": False,
     },
     "hybrid": {
-        **COMMON, **ATTENTION, "architectures": ["BambaForCausalLM"], "model_type": "bamba", "hidden_size": 256,
-        "intermediate_size": 512, "num_hidden_layers": 8, "attn_layer_indices": [2, 6], "mamba_n_heads": 16,
-        "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 64, "mamba_d_conv": 4, "mamba_expand": 2,
-        "mamba_chunk_size": 64, "mamba_conv_bias": True, "mamba_proj_bias": False, "rope_theta": 10000.0,
-        "partial_rotary_factor": 0.5, "z_loss_coefficient": 0.0,
+        **COMMON,
+        **ATTENTION,
+        "architectures": ["BambaForCausalLM"],
+        "model_type": "bamba",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 8,
+        "attn_layer_indices": [2, 6],
+        "mamba_n_heads": 16,
+        "mamba_d_head": 32,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 64,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+        "mamba_chunk_size": 64,
+        "mamba_conv_bias": True,
+        "mamba_proj_bias": False,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "z_loss_coefficient": 0.0,
     },
-}  # fmt: skip
+}
 
 
 def make_engine(shape: str, **options: Any) -> EngineCore:
@@ -90,7 +138,9 @@ def chat(engine: EngineCore, num_conversations: int, num_turns: int) -> dict[str
     }
 
 
-def sweep(shape: str, num_conversations: int, num_turns: int, full: float, sizes: list[float]) -> list[dict[str, float]]:
+def sweep(
+    shape: str, num_conversations: int, num_turns: int, full: float, sizes: list[float]
+) -> list[dict[str, float]]:
     """Cached share as the cache shrinks. 1 holds every conversation at its end (states: all their checkpoints)."""
     probe = make_engine(shape, kv_cache_memory_bytes=1 << 30).executor.worker
     length = SYSTEM + num_turns * (USER + ANSWER)
@@ -140,7 +190,8 @@ def main() -> int:
     report: dict[str, Any] = {"conversations": conversations, "turns": turns, "shapes": {}}
     for shape in SHAPES:
         cached = chat(make_engine(shape, kv_cache_memory_bytes=2 << 30), conversations, turns)
-        plain = chat(make_engine(shape, kv_cache_memory_bytes=2 << 30, enable_prefix_caching=False), conversations, turns)
+        without = make_engine(shape, kv_cache_memory_bytes=2 << 30, enable_prefix_caching=False)
+        plain = chat(without, conversations, turns)
         assert cached.pop("histories") == plain.pop("histories"), "the cache changed an answer"
         figures = {**cached, "uncached_last_turn_ttft_ms": plain["last_turn_ttft_ms"]}
         figures["ttft_ratio"] = round(figures["last_turn_ttft_ms"] / figures["uncached_last_turn_ttft_ms"], 3)

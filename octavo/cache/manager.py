@@ -49,8 +49,8 @@ class CacheManager:
     it registered is withdrawn.
 
     A recurrent state is overwritten by every step, so it is found only where a copy was kept. Copies, to a checkpoint
-    or back, are carried out before the next step's forward in the order in which they were decided (`take_copies`): a page
-    may be given away as soon as a copy from it is planned.
+    or back, are carried out before the next step's forward, in the order in which they were decided (`take_copies`): a
+    page may be given away as soon as a copy from it is planned.
     """
 
     def __init__(
