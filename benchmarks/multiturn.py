@@ -27,7 +27,8 @@ from octavo.engine.assemble import build_engine
 from octavo.engine.configure import configure
 from octavo.engine.engine_core import EngineCore
 
-SYSTEM, USER, ANSWER = 200, 60, 48  # tokens
+SYSTEM, USER, ANSWER = 200, 60, 40  # tokens
+TOGETHER = 5  # conversations whose turns are computed together
 VOCABULARY = 4096
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -101,13 +102,13 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_engine(shape: str, **options: Any) -> EngineCore:
-    values = {"load_format": "dummy", "skip_tokenizer_init": True, "max_model_len": 2048, "max_num_seqs": 4, **options}
+    values = {"load_format": "dummy", "skip_tokenizer_init": True, "max_model_len": 2048, "max_num_seqs": 8, "threads": 1, **options}
     configured = configure(Options(dtype="float32", **values), SHAPES[shape])
     return build_engine(configured.config, configured.platform)
 
 
 def chat(engine: EngineCore, num_conversations: int, num_turns: int) -> dict[str, Any]:
-    """Turn after turn, every conversation in turn, one request at a time."""
+    """Turn after turn, every conversation in turn, a few at a time; in the last turn one at a time, for the clock."""
     rng = random.Random(0)
     system = [rng.randrange(VOCABULARY) for _ in range(SYSTEM)]
     histories = [list(system) for _ in range(num_conversations)]
@@ -115,20 +116,25 @@ def chat(engine: EngineCore, num_conversations: int, num_turns: int) -> dict[str
     prompted = cached = 0
     last_turn: list[float] = []
     for turn in range(num_turns):
-        for conversation, history in enumerate(histories):
-            history += [rng.randrange(VOCABULARY) for _ in range(USER)]
+        is_last = turn == num_turns - 1
+        at_once = 1 if is_last else TOGETHER
+        for start in range(0, num_conversations, at_once):
+            members = range(start, min(start + at_once, num_conversations))
+            for conversation in members:
+                histories[conversation] += [rng.randrange(VOCABULARY) for _ in range(USER)]
+                prompted += len(histories[conversation])
             started = time.perf_counter()
-            engine.add(Submit(f"{conversation}-{turn}", list(history), params, started))
-            first = None
+            for conversation in members:
+                engine.add(Submit(str(conversation), list(histories[conversation]), params, started))
+            first = 0.0
             while engine.has_work():
                 for delta in engine.step().deltas:
                     assert delta.error is None
-                    if first is None:
-                        first = time.perf_counter() - started
-                        prompted += len(history)
+                    first = first or time.perf_counter() - started
+                    histories[int(delta.request_id)] += delta.token_ids
+                    if delta.finish_reason is not None:
                         cached += delta.num_cached_tokens
-                    history += delta.token_ids
-            if turn == num_turns - 1 and first is not None:
+            if is_last:
                 last_turn.append(first)
     assert engine.scheduler.cache.usage == 0, "blocks leaked"
     return {
@@ -186,7 +192,7 @@ def main() -> int:
     parser.add_argument("--plot")
     args = parser.parse_args()
     conversations, turns = (6, 4) if args.quick else (20, 10)
-    sizes = [] if args.quick else [1.0, 0.5, 0.25, 0.125, 0.0625]
+    sizes = [] if args.quick else [1.0, 0.5, 0.25, 0.125, 0.06]
     report: dict[str, Any] = {"conversations": conversations, "turns": turns, "shapes": {}}
     for shape in SHAPES:
         cached = chat(make_engine(shape, kv_cache_memory_bytes=2 << 30), conversations, turns)
