@@ -102,8 +102,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def make_engine(shape: str, **options: Any) -> EngineCore:
-    values = {"load_format": "dummy", "skip_tokenizer_init": True, "max_model_len": 2048, "max_num_seqs": 8, "threads": 1, **options}
-    configured = configure(Options(dtype="float32", **values), SHAPES[shape])
+    values = {"load_format": "dummy", "skip_tokenizer_init": True, "max_model_len": 2048, "max_num_seqs": 8}
+    configured = configure(Options(dtype="float32", threads=1, **values, **options), SHAPES[shape])
     return build_engine(configured.config, configured.platform)
 
 
