@@ -18,7 +18,7 @@ _TOOLS = (
     (r"<｜tool▁calls▁begin｜>", "deepseek_v3"),
     (r"<\|tool_calls_section_begin\|>", "kimi_k2"),
     (r"\[TOOL_CALLS\]", "mistral"),
-    (r"<function=", "qwen3_coder"),
+    (r"<tool_call>(?:\\n|\s)*<function=", "qwen3_coder"),
     (r"<arg_key>", "glm45"),
     (r"with <\|tool_call\|>|<\|tool_call\|>\s*\[", "granite"),
     (r"<tool_call>", "hermes"),

@@ -8,6 +8,7 @@ from octavo.server.text_stream import Steps
 from octavo.server.tool_parsers.protocol import MAX_NAME, NAME, MarkedCalls
 
 _BEGIN, _SEPARATOR, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_KIND = "function"  # of tool; V3 writes it before the name
 
 
 class DeepseekV3Calls(MarkedCalls):
@@ -24,7 +25,7 @@ class DeepseekV3Calls(MarkedCalls):
         if not (yield from stream.accept(_SEPARATOR)):
             return
         yield from stream.whitespace()
-        if (yield from stream.peek()) != "{":  # what came first was the kind of tool
+        if name == _KIND and (yield from stream.peek()) != "{":
             name = yield from stream.run(NAME, MAX_NAME)
             yield from stream.whitespace()
             yield from stream.accept("```json")

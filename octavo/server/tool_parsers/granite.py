@@ -6,4 +6,5 @@ from octavo.server.tool_parsers.hermes import HermesCalls
 
 
 class GraniteCalls(HermesCalls):
-    markers = openings = ("<|tool_call|>", "<tool_call>")
+    openings = ("<|tool_call|>", "<tool_call>")
+    markers = openings

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from octavo.server.text_stream import Steps
 from octavo.server.tool_parsers.json_calls import JsonCalls
 
 
 class HermesCalls(JsonCalls):
-    markers = openings = ("<tool_call>",)
+    openings: ClassVar[tuple[str, ...]] = ("<tool_call>",)
+    markers = openings
     closings = ("</tool_call>",)
 
     def read_call(self, opening: str) -> Steps[None]:

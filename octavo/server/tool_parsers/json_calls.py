@@ -9,6 +9,7 @@ from octavo.server.text_stream import Steps
 from octavo.server.tool_parsers.protocol import MAX_NAME, MarkedCalls
 
 _ARGUMENTS = ("arguments", "parameters")
+_SAYING_NOTHING = ("type", "id")
 _MAX_KEY = 64
 
 
@@ -44,14 +45,14 @@ class JsonCalls(MarkedCalls):
             return False
         name: str | None = None
         early: str | None = None  # arguments that came before the name
-        began = is_first = False
+        began = has_others = is_next = False
         while True:
             yield from stream.whitespace()
             if (yield from stream.accept("}")):
                 break
-            if is_first and not (yield from stream.accept(",")):
+            if is_next and not (yield from stream.accept(",")):
                 return False
-            is_first = True
+            is_next = True
             yield from stream.whitespace()
             key = yield from stream.json_string(_MAX_KEY)
             if key is None:
@@ -79,11 +80,12 @@ class JsonCalls(MarkedCalls):
                 elif self.strict or (early := (yield from self.held_value())) is None:
                     return False
             else:
+                has_others = has_others or key not in _SAYING_NOTHING
                 limit = MAX_NAME if self.strict and not began else None
                 if not (yield from stream.json_value(JsonScanner(), limit=limit)):
                     return False
         if not began:
-            if name is None or self.strict:
+            if name is None or self.strict or has_others:  # what another key holds may be arguments: do not lose them
                 return False
             yield self.begin(name)
             yield self.arguments("{}")
