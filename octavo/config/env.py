@@ -22,8 +22,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         "OCTAVO_TEST_FAULTS",
         "",
-        "For octavo's own tests: token ids at which the engine's process fails, as `raise=7,nan=8,exit=9`, and "
-        "`delay=0.01` seconds before each step. Never set it where anybody is served.",
+        "For octavo's own tests: token ids in prompts of two tokens and more at which the engine's process fails, as "
+        "`raise=7,nan=8,exit=9`, and `delay=0.01` seconds before each step. Never set it where anybody is served.",
     ),
 )
 

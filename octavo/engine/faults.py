@@ -35,8 +35,8 @@ def read_faults(text: str) -> dict[str, float]:
 
 
 class FaultyModel:
-    """A model that, in the forward, raises at one token id, makes states of another NaN, and ends the process at a
-    third."""
+    """A model that, in the forward, raises at one token id of a prompt, makes the state of another NaN, and ends the
+    process at a third."""
 
     def __init__(self, model: Model, faults: Mapping[str, float]) -> None:
         _log.warning("the model fails on purpose: %s", dict(faults))
@@ -49,11 +49,15 @@ class FaultyModel:
         faults = self._faults
         if "delay" in faults:
             time.sleep(faults["delay"])
-        if "exit" in faults and bool((input_ids == faults["exit"]).any()):
+        # only rows with several tokens, which are prompts: what a model happens to say is no fault
+        query_lens = torch.tensor(step.query_lens, device=input_ids.device)
+        is_prompt = torch.repeat_interleave(query_lens > 1, query_lens)
+        at = {kind: is_prompt & (input_ids == faults[kind]) for kind in ("exit", "raise", "nan") if kind in faults}
+        if "exit" in at and bool(at["exit"].any()):
             os._exit(70)
-        if "raise" in faults and bool((input_ids == faults["raise"]).any()):
-            raise RuntimeError(f"token {faults['raise']} is in the batch (OCTAVO_TEST_FAULTS)")
+        if "raise" in at and bool(at["raise"].any()):
+            raise RuntimeError(f"token {faults['raise']} is in a prompt (OCTAVO_TEST_FAULTS)")
         hidden = self._model.forward(input_ids, step)
-        if "nan" in faults:
-            hidden[input_ids == faults["nan"]] = torch.nan
+        if "nan" in at:
+            hidden[at["nan"]] = torch.nan
         return hidden

@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 5  # in a row; then the engine is dead
 _STOP_SECONDS = 5.0  # for a step to end; then the core is killed
 _HEALTHY_SECONDS = 30.0  # a core that lived so long starts the back-off anew
+FIRST_DELAY = 0.5  # seconds after the second death in a row; then it doubles
 _MAX_DELAY = 30.0
 _MAX_SOCKET_PATH = 100  # bytes; systems allow 104 to 108
 # Trying again changes nothing, unless the machine was different when the last core started.
@@ -121,7 +122,7 @@ class Supervisor:
                     self._die(error)
                     break
                 self._set("restarting" if has_served else "starting", incarnation + 1, reason)
-                delay = 0.0 if num_deaths == 1 else min(0.5 * 2.0 ** (num_deaths - 2), _MAX_DELAY)
+                delay = _delay(num_deaths)
                 _log.warning("the engine's process has died (%s): another one starts in %.1f s", reason, delay)
                 self._sleep(delay)
         except Exception as unexpected:
@@ -129,6 +130,8 @@ class Supervisor:
             self._die(EngineDead(f"{type(unexpected).__name__}: {unexpected}"))
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
+            self._wake_receiver.close()
+            self._wake_sender.close()
 
     def _run_core(self, incarnation: int) -> tuple[float | None, str, OctavoError | None]:
         """One process from start to end: (seconds that it was ready, None if it never was; why it ended; the error
@@ -345,13 +348,18 @@ class FrontendGroup:
                     return
             child.channel.close()
             num_deaths = 1 if time.monotonic() - started >= _HEALTHY_SECONDS else num_deaths + 1
-            delay = 0.0 if num_deaths == 1 else min(0.5 * 2.0 ** (num_deaths - 2), _MAX_DELAY)
+            delay = _delay(num_deaths)
             _log.warning("front end %d has died (%s): another one starts in %.1f s", index, child.why_ended(), delay)
             time.sleep(delay)
             with self._lock:
                 if self._is_stopping:
                     return
                 self._start(index).channel.send(self._supervisor.status)
+
+
+def _delay(num_deaths: int) -> float:
+    """Seconds until the next start; the first death costs nothing."""
+    return 0.0 if num_deaths <= 1 else min(FIRST_DELAY * 2.0 ** min(num_deaths - 2, 20), _MAX_DELAY)
 
 
 def _named_error(failed: Failed) -> OctavoError:

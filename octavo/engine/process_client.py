@@ -188,7 +188,9 @@ class ProcessClient:
 
     def has_arrivals(self) -> bool:
         """Sending may swallow the sign that something can be received: ask afterwards."""
-        return bool(self._outputs) or (self._socket is not None and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN))
+        return bool(self._outputs) or (
+            self._socket is not None and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
+        )
 
     def query(self, name: Literal["ping", "stats", "reset_prefix_cache"]) -> Future[Any]:
         """Done when the core has answered; fails with Unavailable where there is none."""
