@@ -151,6 +151,16 @@ class Options:
     async_scheduling: bool | None = option(
         None, "scheduler", "Plan the next step while one runs. Unset: on where the device works beside the host."
     )
+    max_num_queued_reqs: int | None = option(
+        None,
+        "scheduler",
+        "Most requests that may wait for the core to begin them, each of n completions counted; further ones are "
+        "refused at once. Unset: no limit.",
+        low=1,
+    )
+    max_num_queued_tokens: Count | None = option(
+        None, "scheduler", "Most prompt tokens that may wait in the same way. Unset: no limit.", low=1
+    )
 
     # ---- machine
     attention_backend: str | None = option(

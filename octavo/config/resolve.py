@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo.config.engine_config import (
+    AdmissionConfig,
     CacheConfig,
     EngineConfig,
     MachineConfig,
@@ -63,6 +64,7 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
         scheduler=choice.scheduler(model_config.max_model_len),
         text=choice.text(checkpoint),
         machine=choice.machine(),
+        admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
     )
     return Resolved(config, choice.in_order())
 

@@ -1,11 +1,12 @@
-"""How a front end reaches a core. The messages are the same whether the core shares its process or not."""
+"""How a front end reaches a core. The messages are the same whether the core shares its process or not: the client of
+one that does not is in `process_client.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol
 
-from octavo.core.messages import StepOutputs, Submit
+from octavo.core.messages import CoreStats, StepOutputs, Submit
 
 
 class Core(Protocol):
@@ -21,6 +22,8 @@ class Core(Protocol):
     def has_work(self) -> bool: ...
 
     def reset_prefix_cache(self) -> bool: ...
+
+    def stats(self) -> CoreStats: ...
 
     def shutdown(self) -> None: ...
 
@@ -41,6 +44,9 @@ class EngineClient(Protocol):
 
     def reset_prefix_cache(self) -> bool:
         """Forgets cached prefixes. False while requests hold blocks."""
+
+    def stats(self) -> CoreStats:
+        """The core at this moment."""
 
     def shutdown(self) -> None:
         """Gives back what the core holds. May be called again."""
@@ -66,6 +72,9 @@ class InlineClient:
 
     def reset_prefix_cache(self) -> bool:
         return self.core.reset_prefix_cache()
+
+    def stats(self) -> CoreStats:
+        return self.core.stats()
 
     def shutdown(self) -> None:
         self.core.shutdown()
