@@ -22,6 +22,8 @@ class Core(Protocol):
 
     def reset_prefix_cache(self) -> bool: ...
 
+    def watch(self, seconds: float) -> None: ...
+
     def shutdown(self) -> None: ...
 
 
@@ -41,6 +43,9 @@ class EngineClient(Protocol):
 
     def reset_prefix_cache(self) -> bool:
         """Forgets cached prefixes. False while requests hold blocks."""
+
+    def watch(self, seconds: float) -> None:
+        """For so long, statistics say what each request got of each step."""
 
     def shutdown(self) -> None:
         """Gives back what the core holds. May be called again."""
@@ -66,6 +71,9 @@ class InlineClient:
 
     def reset_prefix_cache(self) -> bool:
         return self.core.reset_prefix_cache()
+
+    def watch(self, seconds: float) -> None:
+        self.core.watch(seconds)
 
     def shutdown(self) -> None:
         self.core.shutdown()
