@@ -77,6 +77,7 @@ class StepStats(msgspec.Struct, array_like=True, frozen=True):
     num_prefix_queries: int = 0  # tokens of the prompts that were looked up in the prefix cache in this step,
     num_prefix_hits: int = 0  # and those that were found
     num_corrupted: int = 0  # requests that ended because their results were not finite
+    num_steps: int = 1  # that these counters sum up; 0: ends that no step brought
     shares: list[StepShare] | None = None  # while somebody watches
 
 

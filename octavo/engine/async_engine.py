@@ -20,6 +20,7 @@ from octavo.engine.frontend import Frontend, open_frontend
 from octavo.engine.inputs import Message, Prompt
 from octavo.engine.outputs import ActiveRequest
 from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed
+from octavo.telemetry.recorder import Recorder
 from octavo.tokenization.tokenizer import Tokenizer
 
 
@@ -64,9 +65,11 @@ class AsyncEngine:
         *,
         priority: int = 0,
         add_special_tokens: bool = True,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Outputs as `sampling_params.output_kind` asks, the last with `finished`. Closing the iterator, or
-        cancelling the task that reads it, aborts the request.
+        cancelling the task that reads it, aborts the request. `trace_headers` (W3C Trace Context) name the trace that
+        the request's span joins.
 
         Raises InvalidRequest before anything runs, RequestFailed if this request fails while it runs, EngineDead.
         """
@@ -81,6 +84,7 @@ class AsyncEngine:
             prompt, params, request_id, priority=priority, add_special_tokens=add_special_tokens
         )
         request = self.outputs.add(prepared)
+        request.trace_headers = trace_headers or {}
         reader = self._readers[request_id] = _Reader(request)
         try:
             for submit in prepared.submits:
@@ -107,11 +111,19 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         priority: int = 0,
+        trace_headers: Mapping[str, str] | None = None,
         **template_settings: Any,
     ) -> AsyncIterator[RequestOutput]:
         """`generate` for a conversation, written out by the model's chat template."""
         prompt = self.inputs.render(messages, **template_settings)
-        outputs = self.generate(prompt, sampling_params, request_id, priority=priority, add_special_tokens=False)
+        outputs = self.generate(
+            prompt,
+            sampling_params,
+            request_id,
+            priority=priority,
+            add_special_tokens=False,
+            trace_headers=trace_headers,
+        )
         try:
             async for output in outputs:
                 yield output
@@ -129,6 +141,20 @@ class AsyncEngine:
     async def reset_prefix_cache(self) -> bool:
         """False while requests hold blocks."""
         return await asyncio.wrap_future(self._core.send(lambda client: client.reset_prefix_cache()))
+
+    def record_with(self, recorder: Recorder | None) -> None:
+        """From here on, `recorder` hears of steps and requests; its live view gets what it asks the core for."""
+        self.outputs.recorder = recorder
+        if recorder is not None and recorder.live is not None:
+            recorder.live.watch = self.watch
+
+    @property
+    def recorder(self) -> Recorder | None:
+        return self.outputs.recorder
+
+    def watch(self, seconds: float) -> None:
+        """For so long, statistics say what each request got of each step."""
+        self._core.send(lambda client: client.watch(seconds))
 
     def get_tokenizer(self) -> Tokenizer:
         return self.frontend.require_tokenizer()

@@ -159,7 +159,7 @@ class EngineCore:
         if not self._pending:
             return None
         scheduler = self.scheduler
-        return StepStats(len(scheduler.running), len(scheduler.waiting), cache_usage=scheduler.cache.usage)
+        return StepStats(len(scheduler.running), len(scheduler.waiting), cache_usage=scheduler.cache.usage, num_steps=0)
 
     def _outputs(self, deltas: list[Delta], stats: StepStats | None) -> StepOutputs:
         if self._pending:
