@@ -86,8 +86,13 @@ class LiveView:
         if self._listeners and stats.num_steps:
             self._steps.append(stats)
 
+    def close(self) -> None:
+        """Ends every stream, on the event loop: a server that stops need not wait for its readers."""
+        for listener in self._listeners:
+            listener.end()
+
     async def listen(self) -> AsyncIterator[bytes]:
-        """Events as JSON, until the iterator is closed."""
+        """Events as JSON, until the iterator or the view is closed."""
         listener = _Listener()
         self._listeners.add(listener)
         listener.push(msgspec.json.encode(self.hello))
@@ -96,8 +101,8 @@ class LiveView:
             self._steps.clear()
             self._ticker = asyncio.get_running_loop().create_task(self._run())
         try:
-            while True:
-                yield await listener.pop()
+            while (event := await listener.pop()) is not None:
+                yield event
         finally:
             self._listeners.discard(listener)
 
@@ -143,11 +148,7 @@ class LiveView:
     def _bar(self, steps: Sequence[StepStats]) -> Bar:
         num_steps = sum(stats.num_steps for stats in steps)
         sums: dict[int, tuple[int, int, int]] = {}
-        unknown = [
-            0,
-            0,
-            0,
-        ]  # prefill, decode, cached: of steps that were planned before the core knew that somebody watches
+        unknown = [0, 0, 0]  # prefill, decode, cached: of steps planned before the core knew that somebody watches
         for stats in steps:
             if stats.shares is None:
                 decode = stats.num_scheduled_tokens - stats.num_prefill_tokens
@@ -189,13 +190,21 @@ class _Listener:
     def __init__(self) -> None:
         self._events: deque[bytes] = deque(maxlen=MAX_BACKLOG)
         self._news = asyncio.Event()
+        self._is_over = False
 
     def push(self, event: bytes) -> None:
         self._events.append(event)
         self._news.set()
 
-    async def pop(self) -> bytes:
+    def end(self) -> None:
+        self._is_over = True
+        self._news.set()
+
+    async def pop(self) -> bytes | None:
+        """None: there will be no more."""
         while not self._events:
+            if self._is_over:
+                return None
             self._news.clear()
             await self._news.wait()
         return self._events.popleft()

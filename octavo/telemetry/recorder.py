@@ -74,6 +74,8 @@ class Recorder:
             self.tracer.request(ended)
 
     def close(self) -> None:
-        """Sends what traces are left. May be called again."""
+        """Ends the live view's streams, and sends what traces are left. May be called again."""
+        if self.live is not None:
+            self.live.close()
         if self.tracer is not None:
             self.tracer.close()
