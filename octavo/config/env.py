@@ -19,6 +19,7 @@ class Variable:
 VARIABLES: tuple[Variable, ...] = (
     Variable("OCTAVO_CACHE", "", "Directory for the demo model and other files octavo keeps between runs."),
     Variable("XDG_CACHE_HOME", "~/.cache", "Parent of the cache directory `octavo/` where OCTAVO_CACHE is not set."),
+    Variable("OCTAVO_API_KEY", "", "Key that requests to `octavo serve` must bring, where no --api-key is given."),
 )
 
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
