@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 _ANTHROPIC_PATHS = ("/v1/messages",)
+_FIELD_NAME = re.compile(r"(?!(str|int|float|bool|list|dict|none)$)[a-z_][a-z0-9_]*")
 _MAX_MESSAGE = 2000  # characters: an error does not send a request's content back
 
 
@@ -133,14 +135,23 @@ def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
     problems = error.errors()
     if not problems:
         return "the request is malformed", None
-    problem = problems[0]
-    where = [part for part in problem["loc"] if part not in ("body", "query", "path")]
-    if problem["type"] == "json_invalid":
-        return f"the body is not JSON: {problem.get('ctx', {}).get('error', '')}", None
-    if not where:
+    if problems[0]["type"] == "json_invalid":
+        return f"the body is not JSON: {problems[0].get('ctx', {}).get('error', '')}", None
+    # A field that has several forms has a problem with each: the deepest comes from the form that was meant.
+    deepest = max(problems, key=lambda problem: len(problem["loc"]))
+    field = _field_of(deepest["loc"])
+    if field is None:
         return "the body must be a JSON object (with Content-Type: application/json)", None
-    field = str(where[0]) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where[1:])
-    return f"{field}: {problem['msg']}", field
+    messages = dict.fromkeys(str(problem["msg"]) for problem in problems if _field_of(problem["loc"]) == field)
+    return f"{field}: {', or '.join(messages)}", field
+
+
+def _field_of(location: Sequence[str | int]) -> str | None:
+    """messages[0].content, of a place that also names which form of a field was tried."""
+    parts = [part for part in location[1:] if isinstance(part, int) or _FIELD_NAME.fullmatch(part)]
+    if not parts:
+        return None
+    return str(parts[0]) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts[1:])
 
 
 def _well_formed(text: str | None) -> str | None:

@@ -63,7 +63,9 @@ def completion_logprobs(
 def most_likely(position: PositionLogprobs, num_top: int) -> list[tuple[int, Logprob]]:
     """The best `num_top` (-1: all), best first."""
     entries = sorted(position.items(), key=lambda item: item[1].rank or 0)
-    return [item for item in entries if num_top == -1 or (item[1].rank or 0) <= num_top]
+    if num_top == -1:
+        return entries
+    return [item for item in entries if (item[1].rank or 0) <= num_top][:num_top]
 
 
 def _entry(token_id: int, entry: Logprob, names: TokenNames) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from octavo.core.params import RequestOutputKind, SamplingParams
-from octavo.errors import InvalidParameter, InvalidRequest
+from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from octavo.server.protocol.fields import SamplingFields
 from octavo.server.state import ServedModel
 
@@ -91,14 +91,17 @@ def make_params(
         raise InvalidParameter("temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")
     limits = served.engine.inputs.limits
     room = limits.max_model_len - num_prompt_tokens
+    if room < 1:
+        reason = f"the context is {limits.max_model_len} tokens (max_model_len), and one must be left for the output"
+        raise PromptTooLong(num_prompt_tokens, limits.max_model_len - 1, reason)
     defaults = served.sampling_defaults
     default_tokens = defaults.pop("max_tokens", None)
     if max_tokens is None and default_tokens is not None:
         max_tokens = max(1, min(default_tokens, room))
-    elif max_tokens is not None and max_tokens > room > 0:
+    elif max_tokens is not None and max_tokens > room:
         raise InvalidParameter(
             "max_tokens", max_tokens,
-            f"at most {room}: the context is {limits.max_model_len} tokens, and the prompt has {num_prompt_tokens}",
+            f"at most {room} (the context of {limits.max_model_len} tokens less the prompt's {num_prompt_tokens})",
         )  # fmt: skip
     params = SamplingParams(
         **{**defaults, **given},

@@ -21,7 +21,7 @@ router = make_router("tokens")
 
 
 @router.post("/tokenize", responses=REFUSALS)
-async def tokenize(body: TokenizeChatRequest | TokenizeCompletionRequest, request: Request) -> TokenizeResponse:
+async def tokenize(body: TokenizeCompletionRequest | TokenizeChatRequest, request: Request) -> TokenizeResponse:
     """The token ids of a text, or of a conversation as the model's template writes it."""
     served = served_model(request)
     served.name_for(body.model)
