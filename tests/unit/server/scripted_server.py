@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import pytest
 from fastapi import FastAPI
 
 from octavo.config.serve_options import make_serve_options
 from octavo.core.messages import Submit
 from octavo.engine.async_engine import AsyncEngine
-from octavo.server import state as state_module
 from octavo.server.app import make_app
 from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
 from octavo.server.state import ServedModel, ServerState
@@ -120,13 +118,6 @@ async def scripted_server(
             yield Server(app, state, client, core, engine)
     finally:
         engine.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def tagged_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        state_module, "make_output_parser", lambda tool, reasoning, tokenizer, tools, begun: TaggedParser(begun)
-    )
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from octavo.server.protocol.chat import ChatCompletionChunk
-from tests.unit.server.scripted_server import Server, run, scripted_server, tagged_parser
+from tests.unit.server.scripted_server import Server, run, scripted_server
 
-__all__ = ["tagged_parser"]
 URL = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 200}
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.scripted_server import run, scripted_server, tagged_parser
+from tests.unit.server.scripted_server import run, scripted_server
 
-__all__ = ["tagged_parser"]
 URL = "/v1/messages"
 HELLO: dict[str, Any] = {"model": "m", "max_tokens": 200, "messages": [{"role": "user", "content": "hello"}]}
 TOOLS = [{"name": "look", "description": "d", "input_schema": {"type": "object"}}]

@@ -10,9 +10,8 @@ import pytest
 
 from octavo.server.protocol.responses import ResponseObject
 from octavo.server.response_store import ResponseStore, StoredResponse
-from tests.unit.server.scripted_server import Server, run, scripted_server, tagged_parser
+from tests.unit.server.scripted_server import Server, run, scripted_server
 
-__all__ = ["tagged_parser"]
 URL = "/v1/responses"
 TOOLS = [{"type": "function", "name": "look", "parameters": {"type": "object"}}]
 ANSWER = '<think>hm</think>so <call look>{"a": 1}</call><call find>{}</call>'
