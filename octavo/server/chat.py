@@ -99,6 +99,7 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
         n=body.n,
         logprobs=num_logprobs(body, served.engine.inputs.limits.max_logprobs),
         stream=bool(body.stream),
+        parser=served.new_parser(tools, False),
     )
     as_ids = bool(body.return_tokens_as_token_ids or served.options.return_tokens_as_token_ids)
     role = served.options.response_role if body.add_generation_prompt else body.messages[-1].role

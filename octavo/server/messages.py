@@ -110,6 +110,7 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
             num_prompt_tokens=len(prompt.token_ids),
             max_tokens=min(body.max_tokens, room),  # required by the API, so what programs send fits larger models
             stream=bool(body.stream),
+            parser=served.new_parser(conversation.tools, False),
         )
     return MessagesJob(answer_id, model, body, served, prompt, params, conversation.tools)
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from octavo.engine.inputs import check_token_ids
 from octavo.errors import InvalidParameter, InvalidRequest
+from octavo.server.output_parser import prompt_ends_in_reasoning
 from octavo.server.protocol.chat import ChatMessage, TemplateFields
 from octavo.server.protocol.fields import PromptFields
 from octavo.server.state import ServedModel
@@ -19,8 +20,6 @@ _LONG = 20_000
 _RESERVED = frozenset(
     "self messages tools tokenizer template chat_template add_generation_prompt continue_final_message".split()
 )
-_REASONING_BEGINS = ("<think>", "[THINK]", "<seed:think>", "<|channel|>analysis<|message|>")
-_REASONING_ENDS = ("</think>", "[/THINK]", "</seed:think>", "<|end|>")
 
 Result = TypeVar("Result")
 
@@ -29,7 +28,7 @@ Result = TypeVar("Result")
 class PreparedPrompt:
     token_ids: list[int]
     text: str | None = None
-    ends_in_reasoning: bool = False  # the template has begun the reasoning, or the last message leaves it open
+    ends_in_reasoning: bool = False  # the template, or the last message, has begun reasoning
 
     def for_engine(self, cache_salt: str | None = None) -> dict[str, Any]:
         prompt: dict[str, Any] = {"prompt_token_ids": self.token_ids}
@@ -81,17 +80,7 @@ def _prepare_conversation(served: ServedModel, conversation: Conversation) -> Pr
         **conversation.variables,
     )
     token_ids = inputs.encode(text, conversation.add_special_tokens)
-    return PreparedPrompt(token_ids, text, ends_in_reasoning(text, conversation))
-
-
-def ends_in_reasoning(text: str, conversation: Conversation) -> bool:
-    """Whether what is generated begins inside reasoning."""
-    if text.rstrip().endswith(_REASONING_BEGINS):
-        return True
-    if not conversation.continue_final_message:
-        return False
-    begun = max(text.rfind(mark) for mark in _REASONING_BEGINS)
-    return begun > max(text.rfind(mark) for mark in _REASONING_ENDS) and begun >= 0
+    return PreparedPrompt(token_ids, text, prompt_ends_in_reasoning(served.reasoning_parser, text))
 
 
 def conversation_from(body: TemplateFields, messages: list[ChatMessage], **variables: Any) -> Conversation:

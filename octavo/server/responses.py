@@ -210,6 +210,7 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
             max_tokens=body.max_output_tokens,
             logprobs=_num_logprobs(body),
             stream=bool(body.stream),
+            parser=served.new_parser(tools, False),
         )
     names = TokenNames(served.engine.outputs.token_text, served.options.return_tokens_as_token_ids)
     response_id = f"resp_{body.request_id[:256] if body.request_id else secrets.token_hex(16)}"

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from octavo.server.output_parser import OutputParser
 from octavo.server.protocol.fields import SamplingFields
 from octavo.server.state import ServedModel
 
@@ -82,10 +83,13 @@ def make_params(
     n: int | None = None,
     logprobs: int | None = None,
     stream: bool = False,
+    parser: OutputParser | None = None,
 ) -> SamplingParams:
     """What a request asks for over the model's defaults over octavo's. `max_tokens` None: the model's default, else
-    what the context has left. Raises InvalidRequest."""
+    what the context has left. `parser` is one that will read the output. Raises InvalidRequest."""
     given = {name: value for name in _FIELDS if (value := getattr(body, name, None)) is not None}
+    if parser is not None and parser.needs_special_tokens:
+        given["skip_special_tokens"] = False  # what it looks for are some; it takes them out
     temperature = given.get("temperature")
     if temperature is not None and temperature > MAX_TEMPERATURE:
         raise InvalidParameter("temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")

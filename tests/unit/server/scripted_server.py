@@ -34,6 +34,8 @@ _MARK = re.compile(r"<think>|</think>|<call (\w+)>|</call>")
 class TaggedParser:
     """Whole marks only; what may become one is kept back."""
 
+    needs_special_tokens = False
+
     def __init__(self, reasons: bool) -> None:
         self._text, self._kind, self._calls = "", "reasoning" if reasons else "text", -1
 
