@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.errors import ApiError, error_response
 
-GUARDED = ("/v1", "/v2", "/inference", "/cohere", "/tokenize", "/detokenize")
+GUARDED = ("/v1", "/v2", "/inference", "/cohere", "/internal", "/tokenize", "/detokenize")
 REQUEST_ID = b"x-request-id"
 _GOOD_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 

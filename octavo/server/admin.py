@@ -8,7 +8,7 @@ import msgspec
 from fastapi import Request, Response
 
 import octavo
-from octavo.server.errors import RETRY_AFTER
+from octavo.server.errors import RETRY_SECONDS
 from octavo.server.protocol.admin import Health, Load, Version
 from octavo.server.routing import make_router
 from octavo.server.state import state_of
@@ -25,7 +25,8 @@ async def health(request: Request) -> Response:
     """200 where requests are answered, else 503 and why not."""
     status = state_of(request).status
     body, is_ready = msgspec.json.encode({"status": status}), status == "ready"
-    return Response(body, 200 if is_ready else 503, {} if is_ready else RETRY_AFTER, "application/json")
+    headers = {} if is_ready else {"Retry-After": str(RETRY_SECONDS)}
+    return Response(body, 200 if is_ready else 503, headers, "application/json")
 
 
 @router.get("/version")

@@ -17,7 +17,7 @@ from octavo.errors import EngineDead, InvalidParameter, InvalidRequest, OctavoEr
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER = {"Retry-After": "1"}  # seconds
+RETRY_SECONDS = 1  # after which to ask again, where nobody can say
 
 _TYPES = {
     400: "BadRequestError",
@@ -57,7 +57,7 @@ def model_not_found(name: str) -> ApiError:
 
 
 def not_ready(what: str) -> ApiError:
-    return ApiError(503, what, headers=RETRY_AFTER)
+    return ApiError(503, what)
 
 
 def status_of(error: Exception) -> int:
@@ -66,9 +66,7 @@ def status_of(error: Exception) -> int:
         return error.status_code
     if isinstance(error, InvalidRequest | RequestValidationError):
         return 400
-    if isinstance(error, EngineDead):
-        return 503
-    return int(getattr(error, "http_status", 500))  # an error may know its own
+    return 503 if isinstance(error, EngineDead) or hasattr(error, "retry_after") else 500
 
 
 def error_fields(error: Exception, status: int | None = None) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def error_response(error: Exception, path: str) -> Response:
     headers = dict(getattr(error, "headers", None) or {})
     status = status_of(error)
     if status == 503:
-        headers = {**RETRY_AFTER, **headers}
+        headers = {"Retry-After": str(getattr(error, "retry_after", None) or RETRY_SECONDS), **headers}
     return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
