@@ -171,7 +171,13 @@ def _new_item(kind: str) -> dict[str, Any]:
     match kind:
         case "message":
             part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            return {"id": f"msg_{number}", "type": kind, "status": "in_progress", "role": "assistant", "content": [part]}
+            return {
+                "id": f"msg_{number}",
+                "type": kind,
+                "status": "in_progress",
+                "role": "assistant",
+                "content": [part],
+            }
         case "reasoning":
             part = {"type": "reasoning_text", "text": ""}
             return {"id": f"rs_{number}", "type": kind, "status": "in_progress", "summary": [], "content": [part]}

@@ -18,11 +18,12 @@ import uvicorn
 from octavo.config.options import Options
 from octavo.config.serve_options import ServeOptions
 from octavo.engine.async_engine import AsyncEngine
-from octavo.engine.configure import configure
-from octavo.engine.frontend import start_frontend
 from octavo.errors import ConfigurationError
 from octavo.server.app import make_app
+from octavo.server.metrics import router as metrics_router
+from octavo.server.page import router as page_router
 from octavo.server.state import ServedModel, ServerState
+from octavo.telemetry.recorder import Recorder
 
 logger = logging.getLogger("octavo.server")
 
@@ -41,7 +42,7 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
         _log_as_octavo(serve_options)
         state = ServerState(serve_options)
         config = uvicorn.Config(
-            make_app(state),
+            make_app(state, [metrics_router(state), page_router(state)]),
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -67,11 +68,6 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
     return INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
 
 
-def open_engine(options: Options) -> AsyncEngine:
-    """Loads the model; takes as long as that takes."""
-    return AsyncEngine.from_frontend(start_frontend(configure(options)))
-
-
 class _Server(uvicorn.Server):
     """The first signal lets running requests end, for shutdown_timeout seconds; a second one does not wait."""
 
@@ -92,16 +88,23 @@ class _Server(uvicorn.Server):
             raise error
 
     async def _load(self, options: Options) -> AsyncEngine:
+        engine = AsyncEngine.launch(options)
         try:
-            engine = await asyncio.to_thread(open_engine, options)
+            await engine.until_ready()
         except BaseException as error:
             self.should_exit = True
+            await asyncio.to_thread(engine.shutdown)
             if not self.state.served.done():
                 self.state.served.set_exception(error)
                 self.state.served.exception()  # whoever asks is told; nobody need ask
             raise
         try:
             served = ServedModel.of(engine, self.state.options)
+            configured = engine.frontend.configured
+            assert configured is not None
+            recorder = Recorder.from_config(configured.config, served.names[0])
+            engine.record_with(recorder)
+            self.state.recorder = recorder
         except BaseException:
             self.should_exit = True
             await asyncio.to_thread(engine.shutdown)

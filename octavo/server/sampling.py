@@ -34,15 +34,47 @@ _FIELDS = (
 
 # Fields that change what is generated or answered, and that nothing here implements.
 _UNSUPPORTED = frozenset(
-    """
-    allowed_token_ids audio bad_words conversation ec_transfer_params enable_response_messages function_call functions
-    guided_choice guided_decoding_backend guided_grammar guided_json guided_regex guided_whitespace_pattern
-    kv_transfer_params length_penalty logit_bias logits_processors logprob_token_ids media_io_kwargs
-    mm_payload mm_processor_kwargs modalities prediction previous_input_messages prompt_embeds prompt_logprobs
-    repetition_detection return_mm_kwargs return_token_offsets return_weight_versions routed_experts_prompt_start
-    stream_interval structured_outputs thinking_token_budget use_beam_search vllm_xargs watermarking
-    web_search_options
-    """.split()
+    [
+        "allowed_token_ids",
+        "audio",
+        "bad_words",
+        "conversation",
+        "ec_transfer_params",
+        "enable_response_messages",
+        "function_call",
+        "functions",
+        "guided_choice",
+        "guided_decoding_backend",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "guided_whitespace_pattern",
+        "kv_transfer_params",
+        "length_penalty",
+        "logit_bias",
+        "logits_processors",
+        "logprob_token_ids",
+        "media_io_kwargs",
+        "mm_payload",
+        "mm_processor_kwargs",
+        "modalities",
+        "prediction",
+        "previous_input_messages",
+        "prompt_embeds",
+        "prompt_logprobs",
+        "repetition_detection",
+        "return_mm_kwargs",
+        "return_token_offsets",
+        "return_weight_versions",
+        "routed_experts_prompt_start",
+        "stream_interval",
+        "structured_outputs",
+        "thinking_token_budget",
+        "use_beam_search",
+        "vllm_xargs",
+        "watermarking",
+        "web_search_options",
+    ]
 )
 # Values that ask for nothing.
 _NEUTRAL: dict[str, Any] = {

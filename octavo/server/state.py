@@ -18,6 +18,7 @@ from octavo.core.params import SamplingParams
 from octavo.engine.async_engine import AsyncEngine
 from octavo.server.errors import ApiError, model_not_found, not_ready
 from octavo.server.output_parser import OutputParser, detect_parsers, make_output_parser
+from octavo.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class ServerState:
         self.options = options
         self.num_active = 0  # requests that are being answered
         self.is_stopping = False
+        self.recorder: Recorder | None = None  # of the engine's steps and requests
         self._served: asyncio.Future[ServedModel] | None = None
 
     @property
@@ -95,21 +97,22 @@ class ServerState:
 
     @property
     def status(self) -> str:
-        """starting, ready, failed, dead or stopping."""
+        """starting, ready, restarting, failed, dead or stopping."""
         if self.is_stopping:
             return "stopping"
         if not self.served.done():
             return "starting"
         if self.served.cancelled() or self.served.exception() is not None:
             return "failed"
-        return "ready" if self.served.result().engine.is_running else "dead"
+        return self.served.result().engine.state
 
     def require_model(self) -> ServedModel:
         """Raises a 503 while there is no engine that answers."""
         status = self.status
         if status == "starting":
             raise not_ready("the engine is starting: ask again in a moment")
-        if status not in ("ready", "stopping") or not self.served.done():
+        # while the core restarts, requests wait for it
+        if status not in ("ready", "restarting", "draining", "stopping") or not self.served.done():
             raise not_ready(f"the engine is {status}")
         return self.served.result()
 

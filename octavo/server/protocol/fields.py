@@ -58,7 +58,9 @@ class RequestFields(Open):
     model: str | None = Field(None, description="A name of /v1/models; left out, the first of them.")
     stream: bool | None = False
     user: str | None = None
-    priority: int = Field(0, ge=-INT64, le=INT64 - 1, description="Lower goes first, with --scheduling-policy priority.")
+    priority: int = Field(
+        0, ge=-INT64, le=INT64 - 1, description="Lower goes first, with --scheduling-policy priority."
+    )
     request_id: str | None = Field(None, description="Becomes part of the answer's id.")
     cache_salt: str | None = Field(
         None, min_length=1, max_length=1024, description="Requests with another salt share no cached prompts."

@@ -64,7 +64,9 @@ class ResponsesRequest(RequestFields, SamplingFields):
     include_reasoning: bool = True
     include: list[str] | None = None
     service_tier: str | None = None
-    store: bool | None = Field(True, description="Keep it for retrieval and previous_response_id, as long as memory is.")
+    store: bool | None = Field(
+        True, description="Keep it for retrieval and previous_response_id, as long as memory is."
+    )
     background: bool | None = False
     text: TextOptions | None = None
     tool_choice: str | dict[str, Any] | None = "auto"
