@@ -79,9 +79,14 @@ class SimulatedDevice:
         self.rows: dict[str, Row] = {}
         self.computed_tokens: list[int] = []  # by step
         self.plans: list[StepPlan] = []
+        self.violations: list[str] = []
 
     def submit(self, plan: StepPlan) -> SimulatedStep:
-        return SimulatedStep(self, plan)
+        try:
+            return SimulatedStep(self, plan)
+        except AssertionError as error:  # the engine recovers from what a step raises; the test must not
+            self.violations.append(str(error))
+            raise
 
     def reset(self) -> None:
         self.rows.clear()
@@ -240,6 +245,7 @@ def run(engine: EngineCore, max_steps: int = 20_000) -> dict[str, list[int]]:
 def check_books(engine: EngineCore) -> None:
     """Reference counts are the tables that hold a block; free lists hold exactly the unreferenced blocks; the counts
     of idle slabs and spare blocks are what counting gives; every index entry points to a block with that hash."""
+    assert not engine.executor.violations  # type: ignore[attr-defined]
     cache = engine.scheduler.cache
     pool = cache.pool
     counted: dict[tuple[int, int], int] = {}

@@ -39,7 +39,7 @@ class Held:
 class CacheManager:
     """Hands out blocks, finds prefixes, remembers contents.
 
-    The tokens of a request, by where their blocks come from (all borders but the last are block borders):
+    A request's tokens, by where their blocks come from (all borders but the last are block borders):
 
         | hit: touched         | new: taken             | later steps: not yet taken |
         0               num_computed       num_computed + n                   prompt end
@@ -48,9 +48,9 @@ class CacheManager:
     order and writes a layer's cache before reading it, so whoever finds them reads them complete. If a step fails, what
     it registered is withdrawn.
 
-    A recurrent state is overwritten by every step, so it is found only where a copy was kept. Copies, to a checkpoint or
-    back, are carried out before the next step's forward in the order in which they were decided (`take_copies`): a page
-    may be given away as soon as a copy from it is planned.
+    A recurrent state is overwritten by every step, so it is found only where a copy was kept. Copies, to a checkpoint
+    or back, are carried out before the next step's forward, in the order in which they were decided (`take_copies`): a
+    page may be given away as soon as a copy from it is planned.
     """
 
     def __init__(
@@ -147,6 +147,12 @@ class CacheManager:
             start, keep = self._candidate[1] * self.block_size, self._candidate[2]
         following = [border * self.block_size for border in keep if border * self.block_size > start]
         return min(following) - start if following else None
+
+    def is_at_kept_border(self, request: Request) -> bool:
+        """Is the state after the computed tokens one that is yet to be copied?"""
+        border, inside = divmod(request.num_computed_tokens, self.block_size)
+        held = self._held.get(request.request_id)
+        return inside == 0 and held is not None and border in held.keep
 
     def _may_read(self, request: Request) -> bool:
         return self.enable_prefix_caching and not request.skip_cache_reads

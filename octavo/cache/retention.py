@@ -107,7 +107,7 @@ class KeepLatest:
         """The borders (counted in blocks) after `hit` at which a prompt's state is kept, and why. `end` is the last
         border that a hit of the same prompt may use, `branch` the one up to which an earlier prompt was the same."""
         every = max(self.checkpoint_every, -(-end // self.max_checkpoints))
-        kept = {border: f"every {every} blocks" for border in range(every, end, every)}
+        kept = dict.fromkeys(range(every, end, every), f"every {every} blocks")
         kept[branch] = "prompts branch here"
         kept[end] = "end of the prompt"
         return {border: why for border, why in kept.items() if hit < border <= end}

@@ -68,6 +68,8 @@ class MachineConfig:
     platform: str
     threads: int
     log_stats: bool
+    metrics_prefix: str = "octavo"
+    otlp_traces_endpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,17 @@ class Options:
     threads: int | None = option(
         None, "machine", "Threads for arithmetic on a CPU. Unset: one for each core this process may use.", low=1
     )
-    disable_log_stats: bool = option(False, "machine", "Print no throughput and cache figures while running.")
+    disable_log_stats: bool = option(
+        False, "machine", "Keep no statistics: no throughput in the log, no metrics, no live view."
+    )
+    metrics_prefix: Literal["octavo", "vllm"] = option(
+        "octavo", "machine", "What names of metrics begin with. vllm: as dashboards made for vLLM expect them."
+    )
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "machine",
+        "Where to send an OpenTelemetry trace of each request, such as http://localhost:4318/v1/traces.",
+    )
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,14 @@ class _Choice:
         if threads is None:
             threads = self.platform.num_threads
             self.because("threads", threads, "one for each core this process may use")
-        return MachineConfig(self.platform.name, threads, not self.options.disable_log_stats)
+        options = self.options
+        return MachineConfig(
+            self.platform.name,
+            threads,
+            not options.disable_log_stats,
+            options.metrics_prefix,
+            options.otlp_traces_endpoint,
+        )
 
     # ---- single choices
 

@@ -14,6 +14,7 @@ class PlanView(Protocol):
 
     token_budget: int  # of the whole step
     budget_left: int
+    num_scheduled: dict[str, int]  # granted so far
 
 
 @dataclass(slots=True)

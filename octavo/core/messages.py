@@ -30,6 +30,16 @@ class Abort(msgspec.Struct, array_like=True, frozen=True, tag=True):
     request_ids: list[str]
 
 
+class Timing(msgspec.Struct, array_like=True, frozen=True):
+    """When a request reached its stages, on the core's clock (`time.monotonic`, seconds). 0 where it never did."""
+
+    queued: float = 0.0  # the core took it
+    scheduled: float = 0.0  # first part of a step
+    first_token: float = 0.0
+    last_token: float = 0.0
+    num_preemptions: int = 0
+
+
 class Delta(msgspec.Struct, array_like=True, frozen=True):
     """What one step brought one request. A request that wants only its final result gets one, with everything in it."""
 
@@ -42,6 +52,16 @@ class Delta(msgspec.Struct, array_like=True, frozen=True):
     num_cached_tokens: int = 0
     error_type: str | None = None  # of octavo.errors; None: the request failed while it ran
     error_field: str | None = None
+    timing: Timing | None = None  # with a request's first token and with its end
+
+
+class StepShare(msgspec.Struct, array_like=True, frozen=True):
+    """What one request got of one step."""
+
+    request_id: str
+    num_tokens: int  # computed
+    num_cached_tokens: int  # found in the prefix cache, and so not computed
+    is_prefill: bool
 
 
 class StepStats(msgspec.Struct, array_like=True, frozen=True):
@@ -57,6 +77,15 @@ class StepStats(msgspec.Struct, array_like=True, frozen=True):
     schedule_seconds: float = 0.0
     update_seconds: float = 0.0
     step_seconds: float = 0.0  # the whole round, waiting for the device included
+    num_deferred: int = 0  # of the waiting: held back by something else than room
+    num_prompt_tokens: int = 0  # prompts that got their first token in this step: their tokens,
+    num_prompt_tokens_cached: int = 0  # and those of them that were found in the prefix cache
+    num_generated_tokens: int = 0
+    num_prefix_queries: int = 0  # tokens of the prompts that were looked up in the prefix cache in this step,
+    num_prefix_hits: int = 0  # and those that were found
+    num_corrupted: int = 0  # requests that ended because their results were not finite
+    num_steps: int = 1  # that these counters sum up; 0: ends that no step brought
+    shares: list[StepShare] | None = None  # while somebody watches
 
 
 class StepOutputs(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -84,7 +113,8 @@ class Query(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """Answered between two steps by a `Reply` of the same id."""
 
     query_id: int
-    name: Literal["ping", "stats", "reset_prefix_cache"]
+    name: Literal["ping", "stats", "reset_prefix_cache", "watch"]
+    seconds: float = 0.0  # of "watch"
 
 
 class CoreStats(msgspec.Struct, array_like=True, frozen=True):

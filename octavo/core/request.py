@@ -75,6 +75,9 @@ class Request:
     num_expected_tokens: int = 0
     num_cached_tokens: int = -1  # prompt tokens taken from the cache at first admission; -1: not admitted yet
     num_preemptions: int = 0
+    queued_time: float = 0.0  # `time.monotonic` of the core; 0: not yet
+    scheduled_time: float = 0.0
+    first_token_time: float = 0.0
     epoch: int = 0
     streams: bool = True  # False: the front end wants nothing before the end
     status: RequestStatus = RequestStatus.WAITING

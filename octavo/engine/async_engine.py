@@ -42,6 +42,7 @@ from octavo.errors import (
     Unavailable,
 )
 from octavo.platforms.detect import detect
+from octavo.telemetry.recorder import Recorder
 from octavo.tokenization.tokenizer import Tokenizer
 
 Result = TypeVar("Result")
@@ -117,6 +118,7 @@ class AsyncEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._death: EngineDead | None = None
         self._is_draining = False
+        self._recorder: Recorder | None = None
         self._is_idle = asyncio.Event()
         atexit.register(self.shutdown)
 
@@ -130,6 +132,7 @@ class AsyncEngine:
                     frontend.learn(status.facts.max_total_tokens)
 
             self._source.subscribe(learn)
+        frontend.outputs.recorder = self._recorder
         self._loading.set_result(frontend)
 
     # ---- for users, on the event loop
@@ -142,9 +145,11 @@ class AsyncEngine:
         *,
         priority: int = 0,
         add_special_tokens: bool = True,
+        trace_headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Outputs as `sampling_params.output_kind` asks, the last with `finished`. Closing the iterator, or
-        cancelling the task that reads it, aborts the request.
+        cancelling the task that reads it, aborts the request. `trace_headers` (W3C Trace Context) name the trace that
+        the request's span joins.
 
         Raises InvalidRequest and Unavailable (Overloaded, ShuttingDown, EngineDead) before anything runs, RequestFailed
         if this request fails while it runs, EngineRestarting or EngineDead if the core does.
@@ -166,6 +171,7 @@ class AsyncEngine:
             raise ShuttingDown("the engine is about to end and takes no new requests")
         self.admission.enter(prepared.submits)
         request = frontend.outputs.add(prepared)
+        request.trace_headers = trace_headers or {}
         reader = self._readers[request_id] = _Reader(request)
         try:
             for submit in prepared.submits:
@@ -192,13 +198,21 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         priority: int = 0,
+        trace_headers: Mapping[str, str] | None = None,
         **template_settings: Any,
     ) -> AsyncIterator[RequestOutput]:
         """`generate` for a conversation, written out by the model's chat template."""
         if not self._loading.done():
             await asyncio.wrap_future(self._loading)
         prompt = self.inputs.render(messages, **template_settings)
-        outputs = self.generate(prompt, sampling_params, request_id, priority=priority, add_special_tokens=False)
+        outputs = self.generate(
+            prompt,
+            sampling_params,
+            request_id,
+            priority=priority,
+            add_special_tokens=False,
+            trace_headers=trace_headers,
+        )
         try:
             async for output in outputs:
                 yield output
@@ -262,6 +276,22 @@ class AsyncEngine:
             except TimeoutError:
                 return False
         return True
+
+    def record_with(self, recorder: Recorder | None) -> None:
+        """From here on, `recorder` hears of steps and requests; its live view gets what it asks the core for."""
+        self._recorder = recorder
+        if self._loading.done():
+            self.outputs.recorder = recorder
+        if recorder is not None and recorder.live is not None:
+            recorder.live.watch = self.watch
+
+    @property
+    def recorder(self) -> Recorder | None:
+        return self._recorder
+
+    def watch(self, seconds: float) -> None:
+        """For so long, statistics say what each request got of each step."""
+        self._core.send(lambda client: client.watch(seconds))
 
     def get_tokenizer(self) -> Tokenizer:
         return self.frontend.require_tokenizer()

@@ -25,6 +25,8 @@ class Core(Protocol):
 
     def stats(self) -> CoreStats: ...
 
+    def watch(self, seconds: float) -> None: ...
+
     def shutdown(self) -> None: ...
 
 
@@ -47,6 +49,9 @@ class EngineClient(Protocol):
 
     def stats(self) -> CoreStats:
         """The core at this moment."""
+
+    def watch(self, seconds: float) -> None:
+        """For so long, statistics say what each request got of each step."""
 
     def shutdown(self) -> None:
         """Gives back what the core holds. May be called again."""
@@ -75,6 +80,9 @@ class InlineClient:
 
     def stats(self) -> CoreStats:
         return self.core.stats()
+
+    def watch(self, seconds: float) -> None:
+        self.core.watch(seconds)
 
     def shutdown(self) -> None:
         self.core.shutdown()

@@ -207,6 +207,9 @@ class CoreServer:
     def _answer(self, query: Query) -> bool | CoreStats:
         if query.name == "ping":
             return True
+        if query.name == "watch":
+            self._core.watch(query.seconds)
+            return True
         if query.name == "reset_prefix_cache":
             return self._core.reset_prefix_cache()
         frontends = sorted(frontend.index for frontend in self._frontends.values())

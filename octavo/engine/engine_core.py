@@ -34,6 +34,8 @@ class EngineCore:
         self._started: list[str] = []  # that the next outputs report
         # told which requests get a row, before the forward that might fail
         self.on_start: Callable[[list[str]], None] = self._started.extend
+        self._watched_until = 0.0  # of `time.perf_counter`
+        self._num_corrupted = 0  # since the last statistics
 
     def add(self, submit: Submit) -> None:
         """Raises InvalidRequest; nothing has changed then."""
@@ -83,6 +85,10 @@ class EngineCore:
             num_used_blocks=round(scheduler.cache.usage * num_blocks),
         )
 
+    def watch(self, seconds: float) -> None:
+        """For so long, each step's statistics say what each request got of it. Who goes on watching asks again."""
+        self._watched_until = max(self._watched_until, time.perf_counter() + seconds)
+
     def shutdown(self) -> None:
         """Ends everything in progress and gives the device's memory back. May be called again."""
         self.abort(list(self.scheduler.requests))
@@ -97,6 +103,7 @@ class EngineCore:
         what the oldest brought."""
         started = time.perf_counter()
         scheduling = 0.0
+        self.scheduler.is_watched = started < self._watched_until
         depth = 1 if self._quarantine else self.depth
         while len(self._in_flight) < depth:
             before = time.perf_counter()
@@ -117,7 +124,7 @@ class EngineCore:
         if not self._in_flight:
             if self._quarantine and not self._pending:
                 self._unblock_quarantine()
-            return self._outputs([], None)
+            return self._outputs([], self._idle_stats())
         handle = self._in_flight.popleft()
         try:
             result = handle.wait()
@@ -150,8 +157,24 @@ class EngineCore:
             schedule_seconds=scheduling,
             update_seconds=updating,
             step_seconds=time.perf_counter() - started,
+            num_deferred=planned.num_deferred,
+            num_prompt_tokens=planned.num_prompt_tokens,
+            num_prompt_tokens_cached=planned.num_prompt_tokens_cached,
+            num_generated_tokens=planned.num_generated_tokens,
+            num_prefix_queries=planned.num_prefix_queries,
+            num_prefix_hits=planned.num_prefix_hits,
+            num_corrupted=self._num_corrupted,
+            shares=planned.shares,
         )
+        self._num_corrupted = 0
         return self._outputs(deltas, stats)
+
+    def _idle_stats(self) -> StepStats | None:
+        """After ends that no step brought: who is left."""
+        if not self._pending:
+            return None
+        scheduler = self.scheduler
+        return StepStats(len(scheduler.running), len(scheduler.waiting), cache_usage=scheduler.cache.usage, num_steps=0)
 
     def _outputs(self, deltas: list[Delta], stats: StepStats | None) -> StepOutputs:
         if self._pending:
@@ -185,6 +208,7 @@ class EngineCore:
         group = self._quarantine.group
         for request_id, reason in failed.items():
             if group == [request_id]:
+                self._num_corrupted += 1
                 deltas += self._condemn(request_id, reason)
             else:
                 self.scheduler.distrust(request_id)

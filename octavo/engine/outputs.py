@@ -8,10 +8,10 @@ owns an OutputProcessor and everything it made.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from octavo.core.messages import Delta, StepOutputs, Submit
+from octavo.core.messages import Delta, StepOutputs, Submit, Timing
 from octavo.core.outputs import (
     CompletionOutput,
     Logprob,
@@ -24,6 +24,8 @@ from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.request import FinishReason
 from octavo.engine.detokenizer import Detokenizer, TokenText
 from octavo.engine.stop_strings import StopStrings
+from octavo.telemetry.finished import FinishedCompletion, FinishedRequest
+from octavo.telemetry.recorder import Recorder
 
 _CUMULATIVE, _DELTA, _FINAL_ONLY = (
     RequestOutputKind.CUMULATIVE,
@@ -62,13 +64,16 @@ class Completion:
         "_token_text",
         "cumulative_logprob",
         "finish_reason",
+        "first_token_time",
         "has_news",
         "index",
+        "last_token_time",
         "logprob_rows",
         "num_tokens",
         "request",
         "stop_reason",
         "text",
+        "timing",
         "token_ids",
     )
 
@@ -85,6 +90,8 @@ class Completion:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.has_news = False
+        self.first_token_time = self.last_token_time = 0.0  # kept while somebody records them
+        self.timing: Timing | None = None
         self._detokenizer: Detokenizer | None = None
         self._stop_strings: StopStrings | None = None
         if token_text is not None and params.detokenize:
@@ -197,6 +204,7 @@ class ActiveRequest:
 
     __slots__ = (
         "completions",
+        "ended",
         "error",
         "error_field",
         "error_type",
@@ -209,6 +217,7 @@ class ActiveRequest:
         "prompt_token_ids",
         "request_id",
         "submits",
+        "trace_headers",
     )
 
     def __init__(self, prepared: PreparedRequest, token_text: TokenText | None) -> None:
@@ -223,6 +232,8 @@ class ActiveRequest:
         self.is_listed = False  # in the `changed` of the step at hand
         self.completions = [Completion(index, self, token_text) for index in range(len(prepared.submits))]
         self.num_unfinished = len(self.completions)
+        self.ended: list[FinishedCompletion] = []  # while somebody records them
+        self.trace_headers: Mapping[str, str] = {}
 
     @property
     def finished(self) -> bool:
@@ -263,6 +274,7 @@ class OutputProcessor:
 
     def __init__(self, token_text: TokenText | None) -> None:
         self.token_text = token_text
+        self.recorder: Recorder | None = None
         self._completions: dict[str, Completion] = {}  # by the id that the core knows
 
     @property
@@ -280,7 +292,8 @@ class OutputProcessor:
     def process(self, outputs: StepOutputs) -> ProcessedStep:
         """Takes in one step. Deltas of requests that are over here already are passed by."""
         result = ProcessedStep()
-        completions, now = self._completions, time.monotonic()
+        completions, recorder, now = self._completions, self.recorder, time.monotonic()
+        intervals: dict[float, int] = {}  # when a completion's last tokens came -> how many such
         for delta in outputs.deltas:
             completion = completions.get(delta.request_id)
             if completion is None:
@@ -290,6 +303,17 @@ class OutputProcessor:
                 if request.metrics.first_token_time is None and request.streams:
                     request.metrics.first_token_time = now
                 request.metrics.last_token_time = now
+                if recorder is not None:
+                    last = completion.last_token_time
+                    if last:
+                        intervals[last] = intervals.get(last, 0) + 1
+                    else:
+                        completion.first_token_time = now
+                        if request.streams:
+                            recorder.first_token(now - request.metrics.arrival_time)
+                    completion.last_token_time = now
+            if delta.timing is not None:
+                completion.timing = delta.timing
             if delta.num_cached_tokens > request.num_cached_tokens:
                 request.num_cached_tokens = delta.num_cached_tokens
             if delta.error is not None and request.error is None:
@@ -302,21 +326,72 @@ class OutputProcessor:
                 result.stopped.append(delta.request_id)
             if completion.finish_reason is not None:
                 del completions[delta.request_id]
-                request.num_unfinished -= 1
+                self._end(completion, now)
             if not request.is_listed and (request.params.output_kind is not _FINAL_ONLY or request.num_unfinished == 0):
                 request.is_listed = True
                 result.changed.append(request)
         for request in result.changed:
             request.is_listed = False
+        if recorder is not None:
+            for last, count in intervals.items():
+                recorder.interval(now - last, count)
+            if outputs.stats is not None:
+                recorder.step(outputs.stats)
         return result
+
+    def _end(self, completion: Completion, now: float) -> None:
+        request = completion.request
+        request.num_unfinished -= 1
+        if self.recorder is not None:
+            record_end(self.recorder, completion, now)
 
     def abort(self, requests: Iterable[ActiveRequest]) -> list[str]:
         """Ends what is unfinished of them with finish reason "abort". Returns the ids that the core must abort."""
-        aborted = []
+        aborted, now = [], time.monotonic()
         for request in requests:
             for submit, completion in zip(request.submits, request.completions, strict=True):
                 if self._completions.pop(submit.request_id, None) is not None:
                     completion.finish(FinishReason.ABORT)
-                    request.num_unfinished -= 1
+                    self._end(completion, now)
                     aborted.append(submit.request_id)
         return aborted
+
+
+def record_end(recorder: Recorder, completion: Completion, now: float) -> None:
+    """Tells of a completion that has ended, and of its request if it was the last."""
+    request, timing = completion.request, completion.timing
+    seconds = now - request.metrics.arrival_time
+    ended = FinishedCompletion(
+        str(completion.finish_reason),
+        len(request.prompt_token_ids),
+        request.num_cached_tokens,
+        completion.num_tokens,
+        seconds,
+    )
+    if request.streams:
+        decoding = completion.last_token_time - completion.first_token_time
+        ended.add_core_times(timing, decoding)
+        if completion.first_token_time:
+            ended.first_token_seconds = completion.first_token_time - request.metrics.arrival_time
+    else:  # all tokens came at once, at the end: the core knows when they were made
+        ended.add_core_times(timing)
+        if ended.decode_seconds is not None and completion.num_tokens:
+            ended.first_token_seconds = seconds - ended.decode_seconds
+            recorder.first_token(ended.first_token_seconds)
+            if completion.num_tokens > 1:
+                others = completion.num_tokens - 1
+                recorder.interval(ended.decode_seconds / others, others)
+    recorder.completion(ended)
+    request.ended.append(ended)
+    if request.finished:
+        tokens = [each.num_tokens for each in request.completions]
+        recorder.request(
+            FinishedRequest(
+                request.request_id,
+                request.params,
+                ended.num_prompt_tokens,
+                tokens,
+                request.ended,
+                request.trace_headers,
+            )
+        )

@@ -88,6 +88,8 @@ class StateBorders:
         pass
 
     def __call__(self, request: Request, plan: PlanView) -> int:
+        if request.request_id in plan.num_scheduled and self._cache.is_at_kept_border(request):
+            return 0  # this step ends here: the next one begins with the copy
         size = self._cache.block_size
         to_border = self._cache.tokens_to_border(request)
         limit = UNLIMITED if to_border is None else to_border

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from octavo.cache.manager import CacheManager
+from octavo.core.messages import StepShare
 from octavo.core.request import Request
 from octavo.core.step import BlockIds, NewRow, StepPlan
 
@@ -33,6 +35,9 @@ class PlanBuilder:
         self.preempted: list[Request] = []
         self.num_cached_tokens = 0
         self.num_prefill_tokens = 0
+        self.num_prefix_queries = 0
+        self.num_prefix_hits = 0
+        self.first_tokens: list[tuple[Request, int]] = []  # requests whose first token this step samples, their epochs
         self._new: dict[str, Request] = {}
         self._new_computed: dict[str, int] = {}
         self._block_ids = carried.block_ids
@@ -48,7 +53,20 @@ class PlanBuilder:
         assert request.request_id not in self.num_scheduled
         self._skipped[request.request_id] = self._skipped.get(request.request_id, 0) + num_tokens
         self.num_cached_tokens += num_tokens
+        if not request.num_preemptions:
+            self.num_prefix_hits += num_tokens
         self.append_blocks(request, block_ids)
+
+    def shares(self, requests: Mapping[str, Request]) -> list[StepShare]:
+        """What each request got, for whoever watches."""
+        shares = []
+        for request_id, num_tokens in self.num_scheduled.items():
+            request = requests[request_id]
+            start = request.num_computed_tokens - num_tokens
+            is_prefill = start < request.num_prompt_tokens or start < request.num_tokens - 1
+            cached = self._new_computed.get(request_id, 0) + self._skipped.get(request_id, 0)
+            shares.append(StepShare(request_id, num_tokens, cached, is_prefill))
+        return shares
 
     def append_blocks(self, request: Request, block_ids: BlockIds) -> None:
         if request.request_id in self._new:

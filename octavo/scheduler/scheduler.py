@@ -4,14 +4,15 @@ prefill phase and no decode phase."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import SchedulerConfig
 from octavo.core.hooks import Gate, Round, TokenCap
-from octavo.core.messages import Delta
+from octavo.core.messages import Delta, StepShare, Timing
 from octavo.core.request import FINISH_REASONS, Request, RequestStatus
 from octavo.core.step import StepPlan, StepResult
 from octavo.errors import InvalidRequest
@@ -31,6 +32,14 @@ class Planned:
     num_prefill_tokens: int
     num_cached_tokens: int
     num_preempted: int
+    num_prefix_queries: int = 0
+    num_prefix_hits: int = 0
+    num_deferred: int = 0
+    first_tokens: list[tuple[Request, int]] = field(default_factory=list)  # brought to their first token; their epochs
+    shares: list[StepShare] | None = None
+    num_generated_tokens: int = 0  # from here on: known after the update
+    num_prompt_tokens: int = 0
+    num_prompt_tokens_cached: int = 0
 
 
 class Scheduler:
@@ -45,6 +54,7 @@ class Scheduler:
         self.requests: dict[str, Request] = {}
         self.running: list[Request] = []
         self.waiting: RequestQueue = QUEUES[config.policy]()
+        self.is_watched = False  # somebody wants each request's share of each step
         self._prompts: dict[str, Request] = {}  # the running ones with more than one token to compute
         self._caps = caps
         self._gates = gates
@@ -53,6 +63,7 @@ class Scheduler:
         self._carried = CatchUps()  # gains that the next plan reports
         self._next_step = 0
         self._next_epoch = 0
+        self._num_deferred = 0  # seen while planning
 
     # requests come and go
 
@@ -60,6 +71,7 @@ class Scheduler:
         if request.request_id in self.requests:
             raise InvalidRequest(f"request_id {request.request_id!r} is in use by a live request", "request_id")
         self._renew(request)
+        request.queued_time = time.monotonic()
         self.requests[request.request_id] = request
         self.waiting.add(request)
 
@@ -83,7 +95,7 @@ class Scheduler:
             was_running = request.status is RequestStatus.RUNNING
             request.status, request.error = status, error
             self._retire(request, has_row=was_running)
-            deltas.append(self._last_delta(request, []))
+            deltas.append(self._last_delta(request, [], time.monotonic()))
         return deltas
 
     @property
@@ -133,20 +145,34 @@ class Scheduler:
             plan.num_prefill_tokens,
             plan.num_cached_tokens,
             len(plan.preempted),
+            plan.num_prefix_queries,
+            plan.num_prefix_hits,
+            self._num_deferred,
+            plan.first_tokens,
+            plan.shares(self.requests) if self.is_watched else None,
         )
         return plan.finish(removed, self.cache)
 
     def _candidates(self, plan: PlanBuilder, only: Collection[str] | None) -> list[Request]:
         """The waiting requests that could start now."""
+        self._num_deferred = 0
         free_rows = self.config.max_num_seqs - len(self.running)
         if free_rows <= 0 or plan.preempted or not self.waiting:
             return []
         ready = (
             request
             for request in self.waiting
-            if (only is None or request.request_id in only) and all(gate.open(request, plan) for gate in self._gates)
+            if (only is None or request.request_id in only) and self._is_open(request, plan)
         )
         return list(islice(ready, free_rows))
+
+    def _is_open(self, request: Request, plan: PlanBuilder) -> bool:
+        """Do all gates let it start?"""
+        for gate in self._gates:
+            if not gate.open(request, plan):
+                self._num_deferred += 1
+                return False
+        return True
 
     def _continue_running(self, plan: PlanBuilder, only: Collection[str] | None) -> None:
         """Rows in progress, in order. Most are decoding and have room in their last block: they ask nobody."""
@@ -224,6 +250,7 @@ class Scheduler:
                 return
             hit = self.cache.lookup(request)
             if self.cache.is_being_computed(request, hit.num_blocks):
+                self._num_deferred += 1
                 continue
             self.cache.plan_borders(request, hit)
             uncomputed = request.num_tokens - hit.num_blocks * self.cache.block_size
@@ -236,6 +263,10 @@ class Scheduler:
             self._enter_running(request)
             if request.num_cached_tokens < 0:
                 request.num_cached_tokens = request.num_computed_tokens
+                request.scheduled_time = time.monotonic()
+                if self.cache.enable_prefix_caching:
+                    plan.num_prefix_queries += request.num_tokens
+                    plan.num_prefix_hits += request.num_computed_tokens
             plan.num_cached_tokens += request.num_computed_tokens
             plan.start(request)
             self._grant(request, num_new, plan)
@@ -251,6 +282,8 @@ class Scheduler:
         if is_prompt:
             plan.num_prefill_tokens += num_new
         plan.grant(request, num_new)
+        if not request.first_token_time and request.num_computed_tokens + 1 == request.num_expected_tokens:
+            plan.first_tokens.append((request, request.epoch))
         self.cache.register(request, plan.step_id)
         if request.num_computed_tokens + 1 < request.num_expected_tokens:
             self._prompts[request.request_id] = request
@@ -328,8 +361,12 @@ class Scheduler:
         deltas: list[Delta] = []
         ended: list[Request] = []
         failed, logprobs = result.failed, result.logprobs
+        now = time.monotonic()
+        starting = self._note_first_tokens(planned, failed, now)
+        dropped = 0
         for request, epoch, token_id in zip(planned.sampled, planned.epochs, result.token_ids, strict=True):
             if request.epoch != epoch or (failed and request.request_id in failed):
+                dropped += 1
                 continue
             token_ids = request.token_ids
             token_ids.append(token_id)
@@ -342,12 +379,16 @@ class Scheduler:
             ):
                 set_finished(request)
                 ended.append(request)
-                deltas.append(self._last_delta(request, [token_id]))
+                deltas.append(self._last_delta(request, [token_id], now))
             elif request.streams:
                 given, request.logprobs = request.logprobs or None, []
+                is_first = starting and len(token_ids) == request.num_prompt_tokens + 1
+                timing = _timing(request, now) if is_first else None
+                cached = request.num_cached_tokens
                 deltas.append(
-                    Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=request.num_cached_tokens)
+                    Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=cached, timing=timing)
                 )
+        planned.num_generated_tokens = len(planned.sampled) - dropped
         if ended:
             gone = {id(request) for request in ended}
             self.running = [request for request in self.running if id(request) not in gone]
@@ -355,6 +396,17 @@ class Scheduler:
                 self._retire(request, has_row=True)
         self.cache.settle(plan.step_id)
         return deltas
+
+    def _note_first_tokens(self, planned: Planned, failed: Collection[str], now: float) -> bool:
+        """True if this step brings anybody's first token."""
+        starting = False
+        for request, epoch in planned.first_tokens:
+            if request.epoch == epoch and request.request_id not in failed and not request.first_token_time:
+                request.first_token_time = now
+                planned.num_prompt_tokens += request.num_prompt_tokens
+                planned.num_prompt_tokens_cached += request.num_cached_tokens
+                starting = True
+        return starting
 
     def _retire(self, request: Request, has_row: bool) -> None:
         del self.requests[request.request_id]
@@ -371,7 +423,7 @@ class Scheduler:
         self._prompts.pop(request.request_id, None)
         self._carried.drop(request.request_id)
 
-    def _last_delta(self, request: Request, new_token_ids: list[int]) -> Delta:
+    def _last_delta(self, request: Request, new_token_ids: list[int], now: float) -> Delta:
         token_ids = new_token_ids if request.streams else request.token_ids[request.num_prompt_tokens :]
         return Delta(
             request.request_id,
@@ -381,4 +433,11 @@ class Scheduler:
             error=request.error,
             logprobs=request.logprobs or None,
             num_cached_tokens=max(0, request.num_cached_tokens),
+            timing=_timing(request, now),
         )
+
+
+def _timing(request: Request, now: float) -> Timing:
+    """`now` is when its newest token came."""
+    first = request.first_token_time
+    return Timing(request.queued_time, request.scheduled_time, first, now if first else 0.0, request.num_preemptions)

@@ -92,6 +92,7 @@ class ScriptedCore:
         self.added: list[Submit] = []
         self.refused: set[str] = set()
         self.num_steps = self.num_shutdowns = 0
+        self.watched_for = 0.0
         self.before_step: Callable[[], None] = lambda: None
 
     def add(self, submit: Submit) -> None:
@@ -151,6 +152,9 @@ class ScriptedCore:
 
     def reset_prefix_cache(self) -> bool:
         return not self.requests
+
+    def watch(self, seconds: float) -> None:
+        self.watched_for = seconds
 
     def shutdown(self) -> None:
         self.num_shutdowns += 1
