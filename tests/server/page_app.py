@@ -91,7 +91,7 @@ async def _recite(app: FastAPI, body: dict[str, Any], asked: str, pause: float) 
 
         yield event({"role": "assistant", "content": ""})
         if asked.startswith("think"):
-            for word in "They ask about books . I should be brief .".split():
+            for word in ["They", "ask", "about", "books", ".", "I", "should", "be", "brief", "."]:
                 yield event({"reasoning": word + " "})
                 await asyncio.sleep(pause)
         for position, word in enumerate(SPEECH.split()):
