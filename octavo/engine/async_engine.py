@@ -427,7 +427,8 @@ class AsyncEngine:
 
     def _take_death(self, death: EngineDead) -> None:
         for reader in self._readers.values():
-            reader.fail(death)
+            if not reader.request.finished:  # an answer that is complete counts, read or not
+                reader.fail(death)
 
 
 class CoreDriver(Protocol):

@@ -156,7 +156,7 @@ class Supervisor:
                     is_configured = True
                     address, level = self._address(incarnation), logging.getLogger("octavo").getEffectiveLevel()
                     child.channel.send(LaunchCore(self._config, address, self.token, level))
-                readable = [key.fileobj for key, _ in selector.select(0.2)]
+                readable = [key.fileobj for key, _ in selector.select(0.5)]
                 if self._wake_receiver in readable:
                     self._wake_receiver.recv(4096)
                 if child.channel in readable:
@@ -177,6 +177,7 @@ class Supervisor:
                 elif child.process.poll() is not None:
                     break
         child.end(1.0)
+        Path(self._directory, f"core-{incarnation}").unlink(missing_ok=True)
         lived = None if ready_at is None else time.monotonic() - ready_at
         if failed is not None:
             named = _named_error(failed)

@@ -14,6 +14,7 @@ from octavo.engine.process_client import ProcessClient
 from octavo.errors import EngineDead
 
 Result = TypeVar("Result")
+_STOP_SECONDS = 15.0  # for an event loop that is busy with something else
 
 
 class LoopDriver:
@@ -71,7 +72,7 @@ class LoopDriver:
             except RuntimeError:  # closed meanwhile
                 self._client.shutdown()
             else:
-                done.wait()
+                done.wait(_STOP_SECONDS)
         else:
             self._client.shutdown()
 

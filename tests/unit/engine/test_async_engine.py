@@ -14,7 +14,7 @@ import pytest
 from octavo.core.outputs import RequestOutput
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.engine.async_engine import AsyncEngine
-from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed
+from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed, ShuttingDown
 from tests.unit.engine.scripted import ScriptedCore, byte_level_tokenizer, echo, scripted_frontend
 
 DELTA = RequestOutputKind.DELTA
@@ -267,3 +267,40 @@ def test_chat_renders_and_closes() -> None:
 def test_reset_prefix_cache_asks_the_core() -> None:
     with engine() as (made, _):
         assert run(made.reset_prefix_cache()) is True
+
+
+def test_a_complete_answer_outlives_the_core() -> None:
+    async def main(made: AsyncEngine, core: ScriptedCore) -> None:
+        outputs = made.generate([1], SamplingParams(max_tokens=50, output_kind=DELTA, **PLAIN))
+        first = await anext(outputs)
+        await until(lambda: made.outputs.num_unfinished == 0)
+        core.before_step = lambda: 1 / 0  # type: ignore[assignment, return-value]
+        with pytest.raises(EngineDead):
+            await collect(made.generate([2], SamplingParams(**PLAIN)))
+        rest = await collect(outputs)
+        assert sum(len(output.outputs[0].token_ids) for output in [first, *rest]) == 50
+
+    with engine() as (made, core):
+        run(main(made, core))
+
+
+def test_a_draining_engine_finishes_what_it_has_and_takes_no_more() -> None:
+    async def main(made: AsyncEngine) -> None:
+        outputs = made.generate([1], SamplingParams(max_tokens=200, output_kind=DELTA, **PLAIN))
+        await anext(outputs)
+        endless = made.generate([1], SamplingParams(max_tokens=10**6, **PLAIN))
+        await anext(endless)
+        assert made.state == "ready"
+        assert await made.drain(0.05) is False and made.state == "draining"
+        with pytest.raises(ShuttingDown):
+            await anext(made.generate([1], SamplingParams(**PLAIN)))
+        drained = asyncio.create_task(made.drain(10))
+        assert (await collect(outputs))[-1].finished
+        await endless.aclose()
+        assert await drained is True
+        with pytest.raises(OctavoError, match="its own event loop"):
+            made.shutdown(drain_seconds=1)
+
+    with engine() as (made, _):
+        run(main(made))
+    assert made.state == "dead" and not made.is_running
