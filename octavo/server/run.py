@@ -9,15 +9,19 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import msgspec
 import uvicorn
 
 from octavo.config.options import Options
 from octavo.config.serve_options import ServeOptions
 from octavo.engine.async_engine import AsyncEngine
+from octavo.engine.configure import configure
+from octavo.engine.launch import FrontendGroup, Supervisor
 from octavo.errors import ConfigurationError
 from octavo.server.app import make_app
 from octavo.server.metrics import router as metrics_router
@@ -34,38 +38,83 @@ INTERRUPTED = 130
 
 def serve(options: Options, serve_options: ServeOptions) -> int:
     """Until a signal ends it. Returns the exit status. Raises what loading the model raises."""
-    if serve_options.api_server_count != 1:
-        raise ConfigurationError(
-            f"api_server_count must be 1 while the engine shares the server's process, got {serve_options.api_server_count}"
-        )
     with listening(serve_options) as sock:
-        _log_as_octavo(serve_options)
-        state = ServerState(serve_options)
-        config = uvicorn.Config(
-            make_app(state, [metrics_router(state), page_router(state)]),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=not serve_options.disable_uvicorn_access_log,
-            root_path=serve_options.root_path,
-            ssl_keyfile=serve_options.ssl_keyfile,
-            ssl_certfile=serve_options.ssl_certfile,
-            ssl_ca_certs=serve_options.ssl_ca_certs,
-            ssl_cert_reqs=serve_options.ssl_cert_reqs,
-            timeout_graceful_shutdown=None,
-            server_header=False,
-        )
-        try:
-            config.load()
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"ssl_keyfile, ssl_certfile: {error}") from error
-        server = _Server(config, state)
-        logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(server.run_with_engine(options, sock))
+        if serve_options.api_server_count > 1:
+            return _serve_from_several(options, serve_options, sock)
+        logger.info("listening at %s; the engine is starting", address_of(sock, serve_options.ssl_certfile is not None))
+        return serve_socket(lambda: AsyncEngine.launch(options), serve_options, sock)
+
+
+def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOptions, sock: socket.socket) -> int:
+    """Answers on a socket until a signal ends it. `open_engine` is called on the event loop, and returns before the
+    engine is ready."""
+    _log_as_octavo(serve_options)
+    state = ServerState(serve_options)
+    config = uvicorn.Config(
+        make_app(state, [metrics_router(state), page_router(state)]),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=not serve_options.disable_uvicorn_access_log,
+        root_path=serve_options.root_path,
+        ssl_keyfile=serve_options.ssl_keyfile,
+        ssl_certfile=serve_options.ssl_certfile,
+        ssl_ca_certs=serve_options.ssl_ca_certs,
+        ssl_cert_reqs=serve_options.ssl_cert_reqs,
+        timeout_graceful_shutdown=None,
+        server_header=False,
+    )
+    try:
+        config.load()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"ssl_keyfile, ssl_certfile: {error}") from error
+    server = _Server(config, state)
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(server.run_with_engine(open_engine, sock))
     return INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
+
+
+def _serve_from_several(options: Options, serve_options: ServeOptions, sock: socket.socket) -> int:
+    """Several processes answer on one socket for one core; this one starts and watches all of them."""
+    signals: list[int] = []
+    is_over = threading.Event()
+
+    def note(sig: int, frame: FrameType | None) -> None:
+        signals.append(sig)
+        is_over.set()
+
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, note)
+    supervisor = Supervisor()
+    group = None
+    try:
+        configured = configure(options)
+        supervisor.configure(configured.config)
+        settings = msgspec.json.encode({"options": serve_options, "socket": sock.fileno()})
+        group = FrontendGroup(
+            supervisor,
+            configured.config,
+            "octavo.server.frontend_process",
+            serve_options.api_server_count,
+            settings,
+            [sock.fileno()],
+        )
+        where = address_of(sock, serve_options.ssl_certfile is not None)
+        logger.info("%d processes answer at %s; the engine is starting", serve_options.api_server_count, where)
+        unsubscribe = supervisor.subscribe(lambda status: is_over.set() if status.state == "dead" else None)
+        while not is_over.wait(1.0):  # signals are handled between two waits
+            pass
+        unsubscribe()
+        supervisor.drain()
+    finally:
+        if group is not None:
+            group.stop(serve_options.shutdown_timeout + _LAST_WORDS if len(signals) < 2 else 0.0)
+        supervisor.stop()
+    if supervisor.failure is not None and not signals:
+        raise supervisor.failure
+    return INTERRUPTED if signals[:1] == [signal.SIGINT] else 0
 
 
 class _Server(uvicorn.Server):
@@ -76,8 +125,8 @@ class _Server(uvicorn.Server):
         self.state = state
         self.signals: list[int] = []
 
-    async def run_with_engine(self, options: Options, sock: socket.socket) -> None:
-        loading = asyncio.ensure_future(self._load(options))
+    async def run_with_engine(self, open_engine: Callable[[], AsyncEngine], sock: socket.socket) -> None:
+        loading = asyncio.ensure_future(self._load(open_engine))
         try:
             await self.serve([sock])
         finally:
@@ -87,8 +136,8 @@ class _Server(uvicorn.Server):
         if loading.done() and not loading.cancelled() and (error := loading.exception()) is not None:
             raise error
 
-    async def _load(self, options: Options) -> AsyncEngine:
-        engine = AsyncEngine.launch(options)
+    async def _load(self, open_engine: Callable[[], AsyncEngine]) -> AsyncEngine:
+        engine = open_engine()
         try:
             await engine.until_ready()
         except BaseException as error:

@@ -76,7 +76,8 @@ def test_who_is_not_waited_for_is_told(tiny_model: Path, flags: tuple[str, ...],
 def test_a_client_that_leaves_takes_its_request_along(server: Process, http: httpx.Client) -> None:
     with socket.create_connection((httpx.URL(server.url).host, httpx.URL(server.url).port or 80)) as sock:
         body = json.dumps({**LONG, "stream": False, "n": 8}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        headers = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        head = f"POST /v1/completions HTTP/1.1\r\n{headers}\r\n\r\n"
         sock.sendall(head.encode() + body)
         deadline = time.monotonic() + 10
         while http.get("/load").json()["server_load"] == 0:
