@@ -91,7 +91,7 @@ async def _recite(app: FastAPI, body: dict[str, Any], asked: str, pause: float) 
 
         yield event({"role": "assistant", "content": ""})
         if asked.startswith("think"):
-            for word in "They ask about books . I should be brief .".split():
+            for word in ["They", "ask", "about", "books", ".", "I", "should", "be", "brief", "."]:
                 yield event({"reasoning": word + " "})
                 await asyncio.sleep(pause)
         for position, word in enumerate(SPEECH.split()):
@@ -110,7 +110,11 @@ async def _recite(app: FastAPI, body: dict[str, Any], asked: str, pause: float) 
             said += 1
             await asyncio.sleep(pause)
         yield event({}, finish_reason="stop")
-        usage = {"prompt_tokens": len(prompt), "completion_tokens": said, "prompt_tokens_details": {"cached_tokens": 16}}
+        usage = {
+            "prompt_tokens": len(prompt),
+            "completion_tokens": said,
+            "prompt_tokens_details": {"cached_tokens": 16},
+        }
         yield f"data: {json.dumps({'id': 'x', 'choices': [], 'usage': usage})}\n\n"
         yield "data: [DONE]\n\n"
     finally:

@@ -24,16 +24,16 @@ from tests.unit.server.simulated import simulated_engine
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = [1 + i % 40 for i in range(40)]
 
-# reference: the series that dashboards and autoscalers made for vLLM use
-CORE = """num_requests_running num_requests_waiting num_requests_waiting_by_reason kv_cache_usage_perc engine_sleep_state
-cache_config_info prompt_tokens generation_tokens prompt_tokens_by_source prompt_tokens_cached
+# what dashboards and autoscalers made for vLLM use
+CORE = """num_requests_running num_requests_waiting num_requests_waiting_by_reason kv_cache_usage_perc
+engine_sleep_state cache_config_info prompt_tokens generation_tokens prompt_tokens_by_source prompt_tokens_cached
 prompt_tokens_cached_by_source prefix_cache_queries prefix_cache_hits external_prefix_cache_queries
 external_prefix_cache_hits mm_cache_queries mm_cache_hits num_preemptions request_success admission_rejections
 corrupted_requests time_to_first_token_seconds inter_token_latency_seconds request_time_per_output_token_seconds
 e2e_request_latency_seconds request_queue_time_seconds request_inference_time_seconds request_prefill_time_seconds
 request_decode_time_seconds request_prompt_tokens request_generation_tokens request_max_num_generation_tokens
 request_params_n request_params_max_tokens iteration_tokens_total request_num_preemptions
-request_prefill_kv_computed_tokens""".split()
+request_prefill_kv_computed_tokens""".split()  # noqa: SIM905
 
 
 class Scrape:
