@@ -11,7 +11,12 @@ OctavoError
 ├── ConfigurationError(ValueError)  options that contradict each other or the machine
 ├── OutOfMemory                     the model or its cache does not fit; says by how much
 ├── RequestFailed                   one request failed while it ran; its neighbours go on
-└── EngineDead                      the core is gone; no request can be served by it
+└── Unavailable                     nothing is wrong with the request, but it cannot be served now (HTTP 503)
+    ├── Overloaded                  too much is queued already; carries retry_after
+    ├── EngineStarting              what the request needs to be checked is not loaded yet
+    ├── EngineRestarting            the core died while it worked on the request; another one is being started
+    ├── ShuttingDown                running requests may end, new ones are not taken
+    └── EngineDead                  the core is gone for good
 """
 
 from __future__ import annotations
@@ -82,5 +87,35 @@ class RequestFailed(OctavoError):
         self.request_id = request_id
 
 
-class EngineDead(OctavoError):
-    """The engine core has died."""
+class Unavailable(OctavoError):
+    """Try again, here or elsewhere. `retry_after` is in seconds, None where nobody can say."""
+
+    retry_after: int | None = None
+
+
+class Overloaded(Unavailable):
+    """Too much is queued already: nothing of the request was."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineStarting(Unavailable):
+    """The tokenizer or the configuration is not loaded yet."""
+
+    retry_after = 1
+
+
+class EngineRestarting(Unavailable):
+    """The core died after it had begun the request. Whoever sends it again is served once the core is back."""
+
+    retry_after = 1
+
+
+class ShuttingDown(Unavailable):
+    """The engine takes no new requests: it is about to end."""
+
+
+class EngineDead(Unavailable):
+    """The engine core is gone for good; no request can be served by it."""

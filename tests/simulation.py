@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 
 from octavo.cache.groups import CacheGroup, plan_slabs
 from octavo.cache.manager import CacheManager
-from octavo.cache.retention import KeepAll, Retention
+from octavo.cache.retention import KeepAll, KeepLatest, Retention
 from octavo.cache.spec import PageLayout, PagePart
 from octavo.config.engine_config import SchedulerConfig
+from octavo.core.hooks import TokenCap
 from octavo.core.messages import Submit
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.step import StepPlan, StepResult
 from octavo.engine.engine_core import EngineCore
-from octavo.scheduler.caps import FairShare, LongPrefill
+from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 
 VOCABULARY = 50
@@ -74,12 +75,18 @@ class SimulatedDevice:
         self.retentions, self.block_size, self.max_rows = retentions, block_size, max_rows
         self.raises_on, self.nan_on = raises_on, nan_on
         self.slots: list[dict[int, tuple[int, ...]]] = [{} for _ in retentions]
+        self.states: list[dict[int, tuple[int, ...] | None]] = [{} for _ in retentions]  # by block
         self.rows: dict[str, Row] = {}
         self.computed_tokens: list[int] = []  # by step
         self.plans: list[StepPlan] = []
+        self.violations: list[str] = []
 
     def submit(self, plan: StepPlan) -> SimulatedStep:
-        return SimulatedStep(self, plan)
+        try:
+            return SimulatedStep(self, plan)
+        except AssertionError as error:  # the engine recovers from what a step raises; the test must not
+            self.violations.append(str(error))
+            raise
 
     def reset(self) -> None:
         self.rows.clear()
@@ -103,6 +110,8 @@ class SimulatedDevice:
         assert len(self.rows) <= self.max_rows
         self.plans.append(plan)
         self.computed_tokens.append(plan.total_tokens)
+        for group, source, target in plan.page_copies:
+            self.states[group][target] = self.states[group].get(source)
         for request_id, count in plan.num_scheduled_tokens.items():  # as a layer does: everyone writes, then reads
             self._write(self.rows[request_id], count)
         failed = {}
@@ -132,13 +141,32 @@ class SimulatedDevice:
         for position in range(row.num_computed, row.num_computed + count):
             assert position < len(row.token_ids), "computed a token that is not known"
             prefix = tuple(row.token_ids[: position + 1])
-            for group in range(len(self.retentions)):
+            for group, retention in enumerate(self.retentions):
+                if isinstance(retention, KeepLatest):
+                    continue
                 self.slots[group][self._slot(row, group, position)] = (*prefix, -1) if is_bad else prefix
+
+    def _advance_state(self, row: Row, group: int, count: int) -> bool:
+        """Reads the row's state, which must be that after its computed tokens, and overwrites it."""
+        (block,) = row.tables[group]
+        assert block != 0
+        before = tuple(row.token_ids[: row.num_computed])
+        poisoned = False
+        if before:
+            content = self.states[group].get(block)
+            poisoned = content == (*before, -1)
+            assert poisoned or content == before, f"group {group}: read the state of something else"
+        after = tuple(row.token_ids[: row.num_computed + count])
+        self.states[group][block] = (*after, -1) if poisoned or self.nan_on(list(after)) else after
+        return poisoned
 
     def _read(self, row: Row, count: int) -> bool:
         """Did the row read anything that is not finite?"""
         poisoned = False
         for group, retention in enumerate(self.retentions):
+            if isinstance(retention, KeepLatest):
+                poisoned |= self._advance_state(row, group, count)
+                continue
             first = 0 if isinstance(retention, KeepAll) else max(0, row.num_computed - retention.window + 1)
             for position in range(first, row.num_computed + count):
                 content = self.slots[group].get(self._slot(row, group, position))
@@ -180,7 +208,10 @@ def make_engine(
     slabs = plan_slabs(tuple(group.block_bytes for group in groups))
     config = SchedulerConfig(budget, max_rows, max_model_len, policy, chunked, 0, reserve_full_prompt, 0.0, depth)  # type: ignore[arg-type]
     cache = CacheManager(groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching)
-    scheduler = Scheduler(config, cache, [LongPrefill(0), FairShare(block_size)])
+    caps: list[TokenCap] = [LongPrefill(0), FairShare(block_size)]
+    if cache.has_states:
+        caps.append(StateBorders(cache))
+    scheduler = Scheduler(config, cache, caps)
     device = SimulatedDevice([retention for _, retention in pages], block_size, max_rows, **device_options)
     return EngineCore(scheduler, device, depth, cache.max_tokens(max_model_len), seed=0)
 
@@ -214,15 +245,16 @@ def run(engine: EngineCore, max_steps: int = 20_000) -> dict[str, list[int]]:
 def check_books(engine: EngineCore) -> None:
     """Reference counts are the tables that hold a block; free lists hold exactly the unreferenced blocks; the counts
     of idle slabs and spare blocks are what counting gives; every index entry points to a block with that hash."""
+    assert not engine.executor.violations  # type: ignore[attr-defined]
     cache = engine.scheduler.cache
     pool = cache.pool
     counted: dict[tuple[int, int], int] = {}
     for held in cache._held.values():
         for group, table in enumerate(held.tables):
-            for block in table:
-                if block.block_id:
-                    counted[group, block.block_id] = counted.get((group, block.block_id), 0) + 1
-            assert held.live[group] == sum(1 for block in table if block.block_id)
+            for block in table.held():
+                assert block.block_id
+                counted[group, block.block_id] = counted.get((group, block.block_id), 0) + 1
+            assert table.live == len(table.held())
     idle, spare = 0, [0] * len(pool.blocks_per_slab)
     for slab in pool._slabs[1:]:
         used = [block for block in slab.blocks if block.ref_count]

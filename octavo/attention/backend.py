@@ -75,19 +75,23 @@ class StepContext:
         return len(self.query_lens)
 
 
-class AttentionBackend(Protocol):
-    """Paged attention over one cache group. One file each; chosen by `attention/select.py`."""
+class GroupBackend(Protocol):
+    """What serves the layers of a cache group, of whatever kind: it sees each step once, before them."""
 
     name: str
-
-    def why_not(self, query: AttentionQuery) -> str | None:
-        """None if this backend can serve `query`, else the reason."""
 
     def plan(self, step: StepContext, group: int) -> Any:
         """Whatever the kernels need of this step, made once for all layers of a group."""
 
     def graph_key(self, step: StepContext) -> Hashable:
         """Steps with equal keys may share a captured graph."""
+
+
+class AttentionBackend(GroupBackend, Protocol):
+    """Paged attention over one cache group. One file each; chosen by `attention/select.py`."""
+
+    def why_not(self, query: AttentionQuery) -> str | None:
+        """None if this backend can serve `query`, else the reason."""
 
     def forward(
         self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall

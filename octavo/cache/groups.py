@@ -12,7 +12,6 @@ memory. Block b of group g lies at byte b * stride_g: slabs are a whole number o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -9,6 +9,8 @@ from octavo.cache.block import Block
 from octavo.cache.groups import CacheGroup
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
+from octavo.cache.retention import KeepLatest
+from octavo.cache.tables import PagedTable, StateTable
 from octavo.core.request import Request
 from octavo.core.step import BlockIds
 
@@ -20,22 +22,24 @@ class Hit:
     num_blocks: int
     blocks: list[list[Block]]
 
+    def found(self) -> list[Block]:
+        return [block for blocks in self.blocks for block in blocks if block.block_id]
+
 
 @dataclass(slots=True)
 class Held:
-    """One request's blocks. `tables[g][i]` is block i, null when trimmed or never needed; `live[g]` counts the rest."""
+    """What one running request has: a table a group, and what others may expect of it."""
 
-    tables: list[list[Block]]
-    live: list[int]
-    trimmed: list[int]  # blocks before this one are null
+    tables: list[PagedTable | StateTable]
     num_registered: int = 0  # leading blocks that were offered to the index
     claims: list[bytes] = field(default_factory=list)
+    keep: dict[int, str] = field(default_factory=dict)  # block borders whose state is kept, and why
 
 
 class CacheManager:
     """Hands out blocks, finds prefixes, remembers contents.
 
-    The tokens of a request, by where their blocks come from (all borders but the last are block borders):
+    A request's tokens, by where their blocks come from (all borders but the last are block borders):
 
         | hit: touched         | new: taken             | later steps: not yet taken |
         0               num_computed       num_computed + n                   prompt end
@@ -43,6 +47,10 @@ class CacheManager:
     Full blocks of known tokens enter the index when the step that completes them is planned: the device runs steps in
     order and writes a layer's cache before reading it, so whoever finds them reads them complete. If a step fails, what
     it registered is withdrawn.
+
+    A recurrent state is overwritten by every step, so it is found only where a copy was kept. Copies, to a checkpoint
+    or back, are carried out before the next step's forward, in the order in which they were decided (`take_copies`): a
+    page may be given away as soon as a copy from it is planned.
     """
 
     def __init__(
@@ -65,18 +73,25 @@ class CacheManager:
         self.pool = BlockPool(num_slabs, blocks_per_slab, self.index.remove)
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
-        self._trimming = [  # groups that ever let go of anything
-            (i, group) for i, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
+        self._states = [g for g, group in enumerate(groups) if isinstance(group.retention, KeepLatest)]
+        self._trimming = [  # groups that let go of blocks while a request runs
+            g for g, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
         ]
         self._held: dict[str, Held] = {}
         self._promised: dict[str, list[int]] = {}  # admitted prompts, not yet computed: their peak blocks by group
         self._registered: dict[int, list[Block]] = {}  # by step, until the step's result is there
+        self._copies: list[tuple[int, int, int]] = []
+        self._candidate: tuple[str, int, dict[int, str]] = ("", 0, {})  # last looked up: id, hit, borders to keep
 
     # questions
 
     @property
     def usage(self) -> float:
         return self.pool.usage
+
+    @property
+    def has_states(self) -> bool:
+        return bool(self._states)
 
     def max_tokens(self, limit: int) -> int:
         """The longest request, up to `limit` tokens, that an empty cache can hold."""
@@ -96,17 +111,48 @@ class CacheManager:
     def _peak_blocks(self, num_tokens: int) -> list[int]:
         return [g.retention.peak_blocks(num_tokens, self.block_size, self.max_chunk) for g in self.groups]
 
-    def is_being_computed(self, request: Request, block_idx: int) -> bool:
-        """Is block `block_idx` of this request's prompt just being computed by another request?"""
-        if not self._may_read(request) or block_idx >= self._max_hit_blocks(request):
-            return False
-        owner = self.index.owner(request.block_hashes[block_idx])
-        return owner is not None and owner != request.request_id
+    def has_plenty(self, num_blocks: int) -> bool:
+        """Can `num_blocks` of every group be taken, whatever slabs they open, with nothing else to look after?"""
+        return not self._states and num_blocks * len(self.groups) <= self.pool.num_idle_slabs
+
+    def is_being_computed(self, request: Request, num_blocks: int) -> bool:
+        """Is another request just computing what would make this one's hit longer than `num_blocks`?
+
+        Where states must be kept to be found, the other is asked to keep the one at the last border they share.
+        """
+        last = self._max_hit_blocks(request) if self._may_read(request) else 0
+        if not self._states:
+            return num_blocks < last and self._other_owner(request, num_blocks) is not None
+        for block_idx in range(last - 1, num_blocks - 1, -1):
+            owner = self._other_owner(request, block_idx)
+            if owner is not None:
+                self._held[owner].keep.setdefault(block_idx + 1, "another prompt branches here")
+                return True
+        return False
 
     def waits_for_other(self, request: Request) -> bool:
         """Would the next chunk of this running request be work that another is doing?"""
         computed = request.num_computed_tokens
         return computed % self.block_size == 0 and self.is_being_computed(request, computed // self.block_size)
+
+    def _other_owner(self, request: Request, block_idx: int) -> str | None:
+        owner = self.index.owner(request.block_hashes[block_idx])
+        return owner if owner != request.request_id else None
+
+    def tokens_to_border(self, request: Request) -> int | None:
+        """How many tokens lie before the next border whose state is to be kept; None if there is none."""
+        held = self._held.get(request.request_id)
+        start, keep = request.num_computed_tokens, held.keep if held else {}
+        if held is None and self._candidate[0] == request.request_id:
+            start, keep = self._candidate[1] * self.block_size, self._candidate[2]
+        following = [border * self.block_size for border in keep if border * self.block_size > start]
+        return min(following) - start if following else None
+
+    def is_at_kept_border(self, request: Request) -> bool:
+        """Is the state after the computed tokens one that is yet to be copied?"""
+        border, inside = divmod(request.num_computed_tokens, self.block_size)
+        held = self._held.get(request.request_id)
+        return inside == 0 and held is not None and border in held.keep
 
     def _may_read(self, request: Request) -> bool:
         return self.enable_prefix_caching and not request.skip_cache_reads
@@ -117,88 +163,119 @@ class CacheManager:
         return (request.num_tokens - 1) // self.block_size
 
     def lookup(self, request: Request) -> Hit:
-        """The longest beginning on which all groups agree. Changes nothing."""
-        if not self._may_read(request):
-            return Hit(0, [[] for _ in self.groups])
+        """The longest beginning on which all groups agree. Takes nothing."""
+        length = self._longest_hit(request) if self._may_read(request) else 0
+        hashes, find = request.block_hashes, self.index.find
+        blocks = []
+        for group_idx, group in enumerate(self.groups):
+            first = group.retention.blocks_of_hit(length, self.block_size) if length else 0
+            found = [find(group_idx, hashes[i]) for i in range(first, length)]
+            blocks.append([self.pool.null_blocks[group_idx]] * first + [block for block in found if block is not None])
+            assert len(blocks[-1]) == length
+        return Hit(length, blocks)
+
+    def _longest_hit(self, request: Request) -> int:
         length = self._max_hit_blocks(request)
         hashes, find = request.block_hashes, self.index.find
-        settled = 0  # groups in a row that left the length as it was
-        while settled < len(self.groups) and length:
+        agreed = 0  # groups in a row that left the length as it was
+        while length and agreed < len(self.groups):
             for group_idx, group in enumerate(self.groups):
 
                 def is_found(i: int, group: int = group_idx) -> bool:
                     return find(group, hashes[i]) is not None
 
                 hit = group.retention.longest_hit(length, self.block_size, is_found)
-                settled = settled + 1 if hit == length else 1
+                agreed = agreed + 1 if hit == length else 1
                 length = hit
-                if settled >= len(self.groups):
+                if agreed >= len(self.groups):
                     break
-        blocks = []
-        for group_idx, group in enumerate(self.groups):
-            first = group.retention.blocks_of_hit(length, self.block_size) if length else 0
-            null = self.pool.null_blocks[group_idx]
-            found = [find(group_idx, hashes[i]) for i in range(first, length)]
-            blocks.append([null] * first + [block for block in found if block is not None])
-            assert len(blocks[-1]) == length
-        return Hit(length, blocks)
+        return length
+
+    def plan_borders(self, request: Request, hit: Hit) -> None:
+        """Decides where the state of this prompt, about to start from `hit`, is kept."""
+        if not self._states or not self.enable_prefix_caching:
+            return
+        self._hasher.extend(request)
+        retention = self.groups[self._states[0]].retention
+        assert isinstance(retention, KeepLatest)
+        end = self._max_hit_blocks(request)
+        branch = self.index.common(request.block_hashes[:end])
+        self._candidate = (request.request_id, hit.num_blocks, retention.kept_borders(hit.num_blocks, end, branch))
 
     # changes
 
+    def begin(self, step_id: int) -> None:
+        """A step is being planned: until it settles, what it registers can be withdrawn."""
+        self._registered[step_id] = []
+
     def could_admit(self, request: Request, hit: Hit, num_new: int, whole_prompt: bool) -> bool:
         """Would `admit` succeed? Changes nothing."""
-        demand = self._demand(hit, num_new)
+        demand = self._demand(num_new)
         if whole_prompt:
             peaks, others = self._peak_blocks(request.num_tokens), self._still_promised()
             live = [sum(1 for block in blocks if block.block_id) for blocks in hit.blocks]
             demand = [max(d, p - n) + o for d, p, n, o in zip(demand, peaks, live, others, strict=True)]
-        touched = [block for blocks in hit.blocks for block in blocks if block.block_id]
-        return self.pool.fits(demand, touched, self._reserve_slabs if self._held else 0)
+        return self.pool.fits(demand, hit.found(), self._reserve_slabs if self._held else 0)
 
-    def _demand(self, hit: Hit, num_new: int) -> list[int]:
-        return [-(-num_new // self.block_size)] * len(self.groups)
+    def _demand(self, num_new: int) -> list[int]:
+        blocks = -(-num_new // self.block_size)
+        return [1 if group in self._states else blocks for group in range(len(self.groups))]
 
     def admit(self, request: Request, hit: Hit, num_new: int, whole_prompt: bool) -> bool:
         """Gives a waiting request the blocks of its hit and of `num_new` tokens after it; False, with no side effect,
         if they (or with `whole_prompt` the rest of its prompt, beside what others were promised) do not fit."""
         if not self.could_admit(request, hit, num_new, whole_prompt):
             return False
-        for blocks in hit.blocks:
-            self.pool.touch(block for block in blocks if block.block_id)
-        taken = self.pool.take(self._demand(hit, num_new))
-        tables = [old + new for old, new in zip(hit.blocks, taken, strict=True)]
-        live = [sum(1 for block in table if block.block_id) for table in tables]
-        trimmed = [group.retention.blocks_of_hit(hit.num_blocks, self.block_size) for group in self.groups]
-        self._held[request.request_id] = Held(tables, live, trimmed, num_registered=hit.num_blocks)
+        self.pool.touch(hit.found())
+        taken = self.pool.take(self._demand(num_new))
+        tables: list[PagedTable | StateTable] = []
+        for group_idx, (group, found, new) in enumerate(zip(self.groups, hit.blocks, taken, strict=True)):
+            table: PagedTable | StateTable
+            if group_idx in self._states:
+                table = StateTable()
+                table.extend(new)
+                self._restore(group_idx, table, found)
+            else:
+                table = PagedTable(group.retention, self.block_size, self.pool.null_blocks[group_idx])
+                table.trimmed = group.retention.blocks_of_hit(hit.num_blocks, self.block_size)
+                table.extend(found + new)
+            tables.append(table)
+        held = self._held[request.request_id] = Held(tables, num_registered=hit.num_blocks)
+        if self._candidate[0] == request.request_id:
+            held.keep = self._candidate[2]
+            self.index.note(request.block_hashes[: self._max_hit_blocks(request)])
         self._promised[request.request_id] = self._peak_blocks(request.num_tokens)
         request.num_computed_tokens = hit.num_blocks * self.block_size
         self._claim(request)
         return True
 
+    def _restore(self, group: int, table: StateTable, found: list[Block]) -> None:
+        """The state becomes that of the checkpoint at the end of `found`, which was touched and is let go."""
+        if found:
+            assert table.state is not None
+            self._copies.append((group, found[-1].block_id, table.state.block_id))
+            self.pool.release(found[-1:])
+
     def _still_promised(self) -> list[int]:
         total = [0] * len(self.groups)
         for request_id, peaks in self._promised.items():
-            for group, (peak, live) in enumerate(zip(peaks, self._held[request_id].live, strict=True)):
-                total[group] += max(0, peak - live)
+            for group, (peak, table) in enumerate(zip(peaks, self._held[request_id].tables, strict=True)):
+                total[group] += max(0, peak - table.live)
         return total
 
     def reserve(self, request: Request, num_new: int) -> BlockIds | None:
         """Blocks for `num_new` more tokens of a running request: the ids appended to its tables, or None, with no
         side effect, if they do not fit."""
         held = self._held[request.request_id]
-        need = -(-(request.num_computed_tokens + num_new) // self.block_size)
-        demand = [max(0, need - len(table)) for table in held.tables]
+        end = request.num_computed_tokens + num_new
+        demand = [table.need(end) for table in held.tables]
         if not self.pool.fits(demand):
             return None
         taken = self.pool.take(demand)
-        for group, blocks in enumerate(taken):
-            held.tables[group] += blocks
-            held.live[group] += len(blocks)
-        return tuple([[block.block_id for block in blocks] for blocks in taken])
-
-    def has_plenty(self, num_blocks: int) -> bool:
-        """Can `num_blocks` of every group be taken, whatever slabs they open?"""
-        return num_blocks * len(self.groups) <= self.pool.num_idle_slabs
+        ids = tuple([table.extend(blocks) for table, blocks in zip(held.tables, taken, strict=True)])
+        if self._states and request.num_computed_tokens % self.block_size == 0:
+            self._keep_state(request, held)  # the step about to be planned overwrites it
+        return ids
 
     def enter_next_blocks(self, requests: Sequence[Request], step_id: int) -> list[BlockIds]:
         """`trim`, `reserve` and `register` for decoding rows whose planned token is the first of a new block: the id of
@@ -208,11 +285,8 @@ class CacheManager:
         taken = self.pool.take([len(requests)] * len(self.groups))
         ids: list[BlockIds] = []
         for request, *blocks in zip(requests, *taken, strict=True):
-            held = self._held[request.request_id]
-            for group, block in enumerate(blocks):
-                held.tables[group].append(block)
-                held.live[group] += 1
-            ids.append(tuple([[block.block_id] for block in blocks]))
+            tables = self._held[request.request_id].tables
+            ids.append(tuple([table.extend([block]) for table, block in zip(tables, blocks, strict=True)]))
             self.register(request, step_id)
         return ids
 
@@ -223,20 +297,24 @@ class CacheManager:
         start = request.num_computed_tokens // self.block_size
         if not self._may_read(request) or request.num_computed_tokens % self.block_size:
             return nothing
-        if start >= self._max_hit_blocks(request) or any(len(table) != start for table in held.tables):
+        if start >= self._max_hit_blocks(request):
             return nothing
-        if self.index.find(0, request.block_hashes[start]) is None:
+        if not self._states and self.index.find(0, request.block_hashes[start]) is None:
+            return nothing
+        if any(isinstance(table, PagedTable) and len(table.blocks) != start for table in held.tables):
             return nothing
         hit = self.lookup(request)
         if hit.num_blocks <= start:
             return nothing
-        ids = []
-        for group, blocks in enumerate(hit.blocks):
+        ids: list[list[int]] = []
+        for group, (table, blocks) in enumerate(zip(held.tables, hit.blocks, strict=True)):
             gained = blocks[start:]
             self.pool.touch(block for block in gained if block.block_id)
-            held.tables[group] += gained
-            held.live[group] += sum(1 for block in gained if block.block_id)
-            ids.append([block.block_id for block in gained])
+            if isinstance(table, StateTable):
+                self._restore(group, table, gained)
+                ids.append([])
+            else:
+                ids.append(table.extend(gained))
         held.num_registered = max(held.num_registered, hit.num_blocks)
         gained_tokens = hit.num_blocks * self.block_size - request.num_computed_tokens
         request.num_computed_tokens += gained_tokens
@@ -247,23 +325,17 @@ class CacheManager:
         if self._may_read(request):
             held = self._held[request.request_id]
             missing = request.block_hashes[held.num_registered : self._max_hit_blocks(request)]
+            self.index.disclaim(held.claims, request.request_id)
             held.claims = self.index.claim(missing, request.request_id)
 
     def trim(self, request: Request) -> None:
         """Frees what the request's next token can no longer see."""
-        if not self._trimming:
-            return
-        held = self._held[request.request_id]
-        for group_idx, group in self._trimming:
-            first = group.retention.first_live_block(request.num_computed_tokens, self.block_size)
-            table, null = held.tables[group_idx], self.pool.null_blocks[group_idx]
-            first = min(first, len(table))
-            if first > held.trimmed[group_idx]:
-                gone = [block for block in table[held.trimmed[group_idx] : first] if block.block_id]
-                table[held.trimmed[group_idx] : first] = [null] * (first - held.trimmed[group_idx])
-                held.trimmed[group_idx] = first
-                held.live[group_idx] -= len(gone)
-                self.pool.release(reversed(gone))
+        if self._trimming:
+            tables = self._held[request.request_id].tables
+            for group in self._trimming:
+                table = tables[group]
+                assert isinstance(table, PagedTable)
+                self.pool.release(table.trim(request.num_computed_tokens))
 
     def register(self, request: Request, step_id: int) -> None:
         """Lets others find the full blocks of known tokens that are computed once step `step_id` has run."""
@@ -280,18 +352,120 @@ class CacheManager:
         for i in range(held.num_registered, full):
             block_hash = request.block_hashes[i]
             for table in held.tables:
-                block = table[i]
-                if block.block_id and block.hash is None and self.index.insert(block, block_hash):
-                    registered.append(block)
-        if held.claims:
-            self.index.disclaim(request.block_hashes[held.num_registered : full], request.request_id)
+                if isinstance(table, PagedTable):
+                    block = table.blocks[i]
+                    if block.block_id and block.hash is None and self.index.insert(block, block_hash):
+                        registered.append(block)
+        if held.claims:  # what waits for a state waits until that is kept
+            done = range(held.num_registered, full)
+            hashes = [request.block_hashes[i] for i in done if i + 1 not in held.keep]
+            self.index.disclaim(hashes, request.request_id)
         held.num_registered = full
-        if step_id in self._registered:
-            self._registered[step_id] += registered
+        self._note_registered(step_id, registered)
 
-    def begin(self, step_id: int) -> None:
-        """A step is being planned: until it settles, what it registers can be withdrawn."""
-        self._registered[step_id] = []
+    def _note_registered(self, step_id: int, blocks: list[Block]) -> None:
+        if step_id in self._registered:
+            self._registered[step_id] += blocks
+
+    # states
+
+    def take_copies(self) -> list[tuple[int, int, int]]:
+        """(group, from block, to block) to be carried out, in this order, before the next forward."""
+        copies, self._copies = self._copies, []
+        return copies
+
+    def _keep_state(self, request: Request, held: Held) -> None:
+        """At a block border: a copy for everybody if this border is to be kept, else, in decoding, one for the end."""
+        border = request.num_computed_tokens // self.block_size
+        if border == 0 or not self.enable_prefix_caching or request.num_computed_tokens > request.num_tokens:
+            return
+        if border in held.keep:
+            self._checkpoint(request, held, border)
+        elif request.num_computed_tokens >= request.num_prompt_tokens:
+            self._roll(held, border)
+
+    def _checkpoint(self, request: Request, held: Held, border: int) -> None:
+        del held.keep[border]
+        self._hasher.extend(request)
+        block_hash = request.block_hashes[border - 1]
+        missing = [group for group in self._states if self.index.find(group, block_hash) is None]
+        demand = [1 if group in missing else 0 for group in range(len(self.groups))]
+        if missing and self.pool.fits(demand):
+            for group, blocks in enumerate(self.pool.take(demand)):
+                for block in blocks:
+                    self._copy_state(group, held, block)
+                    self.index.insert(block, block_hash)
+                    self._note_registered(max(self._registered, default=-1), [block])
+                self.pool.release(blocks)
+        self.index.disclaim([block_hash], request.request_id)
+
+    def _roll(self, held: Held, border: int) -> None:
+        demand = [0] * len(self.groups)
+        for group in self._states:
+            table = held.tables[group]
+            assert isinstance(table, StateTable)
+            demand[group] = 1 if table.rolling is None else 0
+        if not self.pool.fits(demand):
+            return
+        for group, blocks in enumerate(self.pool.take(demand)):
+            table = held.tables[group]
+            if isinstance(table, StateTable):
+                table.rolling = blocks[0] if blocks else table.rolling
+                assert table.rolling is not None
+                table.rolling_border = border
+                self._copy_state(group, held, table.rolling)
+
+    def _copy_state(self, group: int, held: Held, target: Block) -> None:
+        table = held.tables[group]
+        assert isinstance(table, StateTable) and table.state is not None
+        self._copies.append((group, table.state.block_id, target.block_id))
+
+    def _leave_states(self, request: Request, held: Held) -> None:
+        """At the end, the state itself or the rolling copy becomes a checkpoint that others can find."""
+        computed = request.num_computed_tokens
+        self._hasher.extend(request)
+        for group in self._states:
+            table = held.tables[group]
+            assert isinstance(table, StateTable)
+            block, border = table.rolling, table.rolling_border
+            if computed and computed % self.block_size == 0 and computed <= request.num_tokens:
+                block, border = table.state, computed // self.block_size
+            if block is not None and border and self.index.insert(block, request.block_hashes[border - 1]):
+                self._note_registered(max(self._registered, default=-1), [block])
+
+    def mark(self, request: Request) -> bool:
+        """Before drafts are planned: remembers the state, so that `rollback` can return to it. False if there is no
+        room; then no draft may be planned."""
+        held = self._held[request.request_id]
+        states = [(group, held.tables[group]) for group in self._states]
+        demand = [0] * len(self.groups)
+        for group, table in states:
+            assert isinstance(table, StateTable)
+            demand[group] = 1 if table.mark is None else 0
+        if not self.pool.fits(demand):
+            return False
+        taken = self.pool.take(demand)
+        for group, table in states:
+            assert isinstance(table, StateTable)
+            table.mark = taken[group][0] if taken[group] else table.mark
+            assert table.mark is not None
+            table.mark_tokens = request.num_computed_tokens
+            self._copy_state(group, held, table.mark)
+        return True
+
+    def rollback(self, request: Request, num_tokens: int) -> None:
+        """Only the first `num_tokens` of what was computed since `mark` stand. Keys and values beyond them are
+        overwritten in time; a state returns to its mark, and the tokens since are computed again."""
+        held = self._held[request.request_id]
+        request.num_computed_tokens = min(request.num_computed_tokens, num_tokens)
+        for group in self._states:
+            table = held.tables[group]
+            assert isinstance(table, StateTable) and table.mark is not None and table.state is not None
+            assert table.mark_tokens <= num_tokens
+            request.num_computed_tokens = table.mark_tokens
+            self._copies.append((group, table.mark.block_id, table.state.block_id))
+
+    # ends and failures
 
     def settle(self, step_id: int) -> None:
         """The step has run: what it registered stays."""
@@ -306,7 +480,7 @@ class CacheManager:
         """Nobody may find any block of this request: its contents are in doubt."""
         held = self._held.get(request.request_id)
         if held:
-            self._forget(block for table in held.tables for block in table if block.block_id)
+            self._forget(block for table in held.tables for block in table.held())
 
     def _forget(self, blocks: Iterable[Block]) -> None:
         for block in blocks:
@@ -314,18 +488,21 @@ class CacheManager:
                 self.index.remove(block)
                 self.pool.forget(block)
 
-    def release(self, request: Request) -> None:
-        """Gives all blocks back, the end of the chain first, so that beginnings stay findable longest."""
+    def release(self, request: Request, is_sound: bool = True) -> None:
+        """Gives all blocks back, the end of the chain first, so that beginnings stay findable longest. What a sound
+        request leaves behind in its states can be found from now on."""
         held = self._held.pop(request.request_id, None)
         if held is None:
             return
+        if self._states and is_sound and self.enable_prefix_caching:
+            self._leave_states(request, held)
         self._promised.pop(request.request_id, None)
         self.index.disclaim(held.claims, request.request_id)
         for table in held.tables:
-            self.pool.release(block for block in reversed(table) if block.block_id)
+            self.pool.release(table.held())
 
     def block_ids(self, request: Request) -> BlockIds:
-        return tuple([block.block_id for block in table] for table in self._held[request.request_id].tables)
+        return tuple([table.ids() for table in self._held[request.request_id].tables])
 
     def reset(self) -> bool:
         """Forgets all cached contents; False while any request holds blocks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
@@ -13,6 +14,7 @@ from octavo.errors import ConfigurationError
 
 ROOT_HASH = sha256(b"octavo prefix cache").digest()
 HASH_ALGORITHMS = ("sha256",)
+MAX_SEEN = 1 << 16  # hash-only entries: about 10 MB
 
 
 class BlockHasher:
@@ -57,6 +59,7 @@ class PrefixIndex:
         self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups)]
         self._annotations: dict[tuple[int, int], dict[str, Any]] = {}  # (group, block id) -> kind -> data
         self._owners: dict[bytes, str] = {}  # blocks that a running request is about to compute
+        self._seen: OrderedDict[bytes, None] = OrderedDict()  # hashes without blocks, latest last
 
     def __len__(self) -> int:
         return sum(map(len, self._blocks))
@@ -86,6 +89,21 @@ class PrefixIndex:
 
     def annotation(self, block: Block, kind: str) -> Any:
         return self._annotations.get((block.group, block.block_id), {}).get(kind)
+
+    # which prompts came by
+
+    def common(self, hashes: Sequence[bytes]) -> int:
+        """How many leading blocks some earlier prompt had in common with this chain."""
+        return next((i for i, block_hash in enumerate(hashes) if block_hash not in self._seen), len(hashes))
+
+    def note(self, hashes: Sequence[bytes]) -> None:
+        """Remembers a prompt's chain."""
+        seen = self._seen
+        for block_hash in reversed(hashes):  # beginnings last, so that they are forgotten last
+            seen[block_hash] = None
+            seen.move_to_end(block_hash)
+        while len(seen) > MAX_SEEN:
+            seen.popitem(last=False)
 
     # who computes what
 

@@ -25,6 +25,9 @@ class Retention(Protocol):
     def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
         """The first block of a hit of `num_blocks` blocks that must be in the table; those before stay empty."""
 
+    def table_width(self, num_tokens: int, block_size: int) -> int:
+        """Places in the device's table of a row of up to `num_tokens`."""
+
 
 @dataclass(frozen=True)
 class KeepAll:
@@ -41,6 +44,9 @@ class KeepAll:
 
     def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
         return 0
+
+    def table_width(self, num_tokens: int, block_size: int) -> int:
+        return -(-num_tokens // block_size)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,38 @@ class KeepWindow:
     def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
         return self.first_live_block(num_blocks * block_size, block_size)
 
+    def table_width(self, num_tokens: int, block_size: int) -> int:
+        return -(-num_tokens // block_size)
+
 
 @dataclass(frozen=True)
 class KeepLatest:
-    """A recurrent state: only the one after the newest token is live; those at some block borders are checkpoints."""
+    """A recurrent state: only the one after the newest token is live. A prefix can be taken up again where a
+    checkpoint, a copy of the state at a block border, was kept; `kept_borders` decides where."""
+
+    checkpoint_every: int = 64  # blocks of a long prompt between checkpoints, at least
+    max_checkpoints: int = 8  # of one prompt, beside its end and its branch
+
+    def first_live_block(self, num_computed: int, block_size: int) -> int:
+        return 0
+
+    def peak_blocks(self, num_tokens: int, block_size: int, chunk: int) -> int:
+        return 2  # the state, and a checkpoint that it is taken up from; other copies are made of what is to spare
+
+    def longest_hit(self, num_blocks: int, block_size: int, found: Found) -> int:
+        return next((i + 1 for i in range(num_blocks - 1, -1, -1) if found(i)), 0)
+
+    def blocks_of_hit(self, num_blocks: int, block_size: int) -> int:
+        return max(0, num_blocks - 1)
+
+    def table_width(self, num_tokens: int, block_size: int) -> int:
+        return 1
+
+    def kept_borders(self, hit: int, end: int, branch: int) -> dict[int, str]:
+        """The borders (counted in blocks) after `hit` at which a prompt's state is kept, and why. `end` is the last
+        border that a hit of the same prompt may use, `branch` the one up to which an earlier prompt was the same."""
+        every = max(self.checkpoint_every, -(-end // self.max_checkpoints))
+        kept = dict.fromkeys(range(every, end, every), f"every {every} blocks")
+        kept[branch] = "prompts branch here"
+        kept[end] = "end of the prompt"
+        return {border: why for border, why in kept.items() if hit < border <= end}

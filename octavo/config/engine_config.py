@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from octavo.config.checkpoint import Checkpoint
+import msgspec
+
+from octavo.config.checkpoint import Checkpoint
+from octavo.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class CacheConfig:
     memory_bytes: int | None = None  # explicit size; None: measured by the worker from memory_fraction
     memory_fraction: float = 0.92  # of all device memory; of what is free after loading, where the host shares it
     num_blocks_override: int | None = None  # replaces both
+    conv_state_dtype: str = "float32"  # of recurrent layers: the last inputs of their convolutions,
+    ssm_state_dtype: str = "float32"  # and what they sum over all tokens
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,44 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
+class AdmissionConfig:
+    """How much may wait in front of the core; what is beyond is refused. None: no limit."""
+
+    max_queued_requests: int | None = None
+    max_queued_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     model: ModelConfig
     cache: CacheConfig
     scheduler: SchedulerConfig
     text: TextConfig
     machine: MachineConfig
+    admission: AdmissionConfig = AdmissionConfig()
+
+
+def encode_config(config: EngineConfig) -> bytes:
+    """For another process. Raises ConfigurationError for values that have no form outside Python, which can come in
+    through `hf_overrides`."""
+    try:
+        return msgspec.msgpack.encode(config, enc_hook=_encode_path)
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise ConfigurationError(f"the configuration cannot be sent to the engine's process: {error}") from None
+
+
+def decode_config(data: bytes) -> EngineConfig:
+    """Raises ValueError for what is no configuration."""
+    return msgspec.msgpack.decode(data, type=EngineConfig, dec_hook=_decode_path)
+
+
+def _encode_path(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} {value!r}")
+
+
+def _decode_path(kind: type[Any], value: Any) -> Any:
+    if issubclass(kind, Path) and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"{kind} from {value!r}")

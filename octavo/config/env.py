@@ -19,6 +19,12 @@ class Variable:
 VARIABLES: tuple[Variable, ...] = (
     Variable("OCTAVO_CACHE", "", "Directory for the demo model and other files octavo keeps between runs."),
     Variable("XDG_CACHE_HOME", "~/.cache", "Parent of the cache directory `octavo/` where OCTAVO_CACHE is not set."),
+    Variable(
+        "OCTAVO_TEST_FAULTS",
+        "",
+        "For octavo's own tests: token ids in prompts of two tokens and more at which the engine's process fails, as "
+        "`raise=7,nan=8,exit=9`, and `delay=0.01` seconds before each step. Never set it where anybody is served.",
+    ),
 )
 
 _BY_NAME = {variable.name: variable for variable in VARIABLES}

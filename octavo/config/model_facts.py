@@ -24,6 +24,10 @@ _POSITION_KEYS = (
     "seq_len",
 )
 _UNKNOWN_POSITIONS = 2048
+_RECURRENT_KEYS = ("state_size", "ssm_state_size", "mamba_d_state")
+# A model of recurrent layers alone has no positions and reads any length. This many tokens are allowed for when nobody
+# says more: each row of the token table takes 128 KiB for them.
+_RECURRENT_CONTEXT = 32_768
 _SCALED_ALREADY = ("su", "longrope", "llama3", "default", "mrope")  # their max_position_embeddings is the long one
 _FLOAT16_OVERFLOWS = ("gemma2", "gemma3", "gemma3_text", "glm4", "plamo2")  # activations pass 65,504
 
@@ -36,7 +40,9 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
         raise CheckpointError(
             f"{checkpoint.name}: config.json: vocab_size must be a positive number, got {vocab_size!r}"
         )
-    max_positions, reason = _max_positions(config, checkpoint.name)
+    is_recurrent = any(config.get(key) is not None for key in _RECURRENT_KEYS)
+    has_positions = not is_recurrent or config.get("num_attention_heads") is not None
+    max_positions, reason = _max_positions(config, checkpoint.name, has_positions)
     named = None
     if not config.get("quantization_config"):  # else a type to compute in is a suggestion, and the machine knows better
         named = checkpoint.dtype or config.get("dtype") or config.get("torch_dtype")
@@ -45,6 +51,8 @@ def model_facts(checkpoint: Checkpoint) -> ModelFacts:
         vocab_size=vocab_size,
         max_positions=max_positions,
         max_positions_reason=reason,
+        has_positions=has_positions,
+        is_recurrent=is_recurrent,
         dtype=str(named).removeprefix("torch.") if named else None,
         unsafe_dtypes=("float16",) if config.get("model_type") in _FLOAT16_OVERFLOWS else (),
     )
@@ -56,8 +64,10 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else config
 
 
-def _max_positions(config: Mapping[str, Any], name: str) -> tuple[int, str]:
+def _max_positions(config: Mapping[str, Any], name: str, has_positions: bool) -> tuple[int, str]:
     found = {key: config[key] for key in _POSITION_KEYS if isinstance(config.get(key), int) and config[key] > 0}
+    if not found and not has_positions:
+        return _RECURRENT_CONTEXT, "a default: a model without positions has no limit, and takes any number"
     if not found:
         return _UNKNOWN_POSITIONS, "config.json does not say how long a context may be"
     key = min(found, key=lambda key: found[key])

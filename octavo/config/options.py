@@ -111,6 +111,18 @@ class Options:
         None, "cache", "Keep and reuse what is computed of common prefixes. Unset: on."
     )
     prefix_caching_hash_algo: Literal["sha256"] = option("sha256", "cache", "Hash that names a block's tokens.")
+    mamba_cache_dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto",
+        "cache",
+        "Type of the states of recurrent layers. auto: the model's for the last inputs of convolutions, float32 for "
+        "the states proper.",
+    )
+    mamba_ssm_cache_dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto",
+        "cache",
+        "Type of the states proper of recurrent layers, without the inputs of convolutions. auto: mamba_cache_dtype "
+        "where that is given, else float32.",
+    )
 
     # ---- scheduler
     max_num_batched_tokens: Count | None = option(
@@ -138,6 +150,16 @@ class Options:
     )
     async_scheduling: bool | None = option(
         None, "scheduler", "Plan the next step while one runs. Unset: on where the device works beside the host."
+    )
+    max_num_queued_reqs: int | None = option(
+        None,
+        "scheduler",
+        "Most requests that may wait for the core to begin them, each of n completions counted; further ones are "
+        "refused at once. Unset: no limit.",
+        low=1,
+    )
+    max_num_queued_tokens: Count | None = option(
+        None, "scheduler", "Most prompt tokens that may wait in the same way. Unset: no limit.", low=1
     )
 
     # ---- machine

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from octavo.config.engine_config import (
+    AdmissionConfig,
     CacheConfig,
     EngineConfig,
     MachineConfig,
@@ -59,10 +60,11 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
     model_config = choice.model(checkpoint)
     config = EngineConfig(
         model=model_config,
-        cache=choice.cache(),
+        cache=choice.cache(model_config.dtype),
         scheduler=choice.scheduler(model_config.max_model_len),
         text=choice.text(checkpoint),
         machine=choice.machine(),
+        admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
     )
     return Resolved(config, choice.in_order())
 
@@ -130,7 +132,7 @@ class _Choice:
             vocab_size=self.facts.vocab_size,
         )
 
-    def cache(self) -> CacheConfig:
+    def cache(self, dtype: str) -> CacheConfig:
         options = self.options
         caching = options.enable_prefix_caching
         if caching is None:
@@ -151,12 +153,15 @@ class _Choice:
             raise ConfigurationError(
                 "kv_cache_memory_bytes and num_gpu_blocks_override both set the cache's size: give one of them"
             )
+        conv_state_dtype, ssm_state_dtype = self._state_dtypes(dtype)
         return CacheConfig(
             enable_prefix_caching=caching,
             hash_algo=options.prefix_caching_hash_algo,
             memory_bytes=options.kv_cache_memory_bytes,
             memory_fraction=fraction,
             num_blocks_override=options.num_gpu_blocks_override,
+            conv_state_dtype=conv_state_dtype,
+            ssm_state_dtype=ssm_state_dtype,
         )
 
     def scheduler(self, max_model_len: int) -> SchedulerConfig:
@@ -291,12 +296,31 @@ class _Choice:
         if asked is None or asked == -1:
             self.because("max_model_len", most, f"{self.facts.max_positions_reason}; less if the cache cannot hold it")
             return most, True
-        if asked > most:
+        if asked > most and self.facts.has_positions:
             raise ConfigurationError(
                 f"max_model_len ({asked}) must not exceed {most}: {self.facts.max_positions_reason}. "
                 "hf_overrides can raise that, at the price of positions the model was not made for"
             )
         return asked, False
+
+    def _state_dtypes(self, dtype: str) -> tuple[str, str]:
+        """Of the inputs of convolutions, and of the states proper."""
+        both, proper = self.options.mamba_cache_dtype, self.options.mamba_ssm_cache_dtype
+        if not self.facts.is_recurrent:
+            for name, asked in (("mamba_cache_dtype", both), ("mamba_ssm_cache_dtype", proper)):
+                if asked != "auto":
+                    self.because(name, asked, f"not used: {self.facts.architecture} has no recurrent layers")
+            return dtype, "float32"
+        if both == "auto":
+            self.because("mamba_cache_dtype", dtype, "convolutions keep their inputs as they come")
+            if proper == "auto":
+                self.because("mamba_ssm_cache_dtype", "float32", "a state sums over all tokens, and its rounding too")
+                return dtype, "float32"
+            return dtype, proper
+        if proper == "auto":
+            self.because("mamba_ssm_cache_dtype", both, "as mamba_cache_dtype")
+            return both, both
+        return both, proper
 
     def _num_batched_tokens(self, max_model_len: int) -> int:
         asked, chunked = self.options.max_num_batched_tokens, self.options.enable_chunked_prefill

@@ -28,5 +28,7 @@ class ModelFacts:
     vocab_size: int
     max_positions: int  # tokens of context that the positions were trained or scaled for
     max_positions_reason: str  # where that number comes from
+    has_positions: bool = True  # else the context has no limit, and max_positions is only a default
+    is_recurrent: bool = False  # some layers, or all, keep a state instead of keys and values
     dtype: str | None = None  # as stored; None where the file does not say, or stores quantised blocks
     unsafe_dtypes: tuple[str, ...] = ()  # overflow in this model's activations

@@ -12,7 +12,9 @@ from octavo.core.request import Request
 class PlanView(Protocol):
     """What caps and gates may see of the step under construction."""
 
+    token_budget: int  # of the whole step
     budget_left: int
+    num_scheduled: dict[str, int]  # granted so far
 
 
 @dataclass(slots=True)

@@ -1,6 +1,11 @@
-"""What the front end and the core tell each other. msgspec structs, so that a process border can be put between."""
+"""What the front end and the core tell each other. msgspec structs, so that a process border can be put between.
+
+Those of the last two sections exist only where there is such a border; `wire.py` makes bytes of them.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
@@ -8,7 +13,7 @@ from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
 
 
-class Submit(msgspec.Struct, array_like=True, frozen=True):
+class Submit(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """A request for the core. `request_id` is unique among the live ones."""
 
     request_id: str
@@ -21,7 +26,7 @@ class Submit(msgspec.Struct, array_like=True, frozen=True):
     seed: int | None = None  # None: drawn by the core
 
 
-class Abort(msgspec.Struct, array_like=True, frozen=True):
+class Abort(msgspec.Struct, array_like=True, frozen=True, tag=True):
     request_ids: list[str]
 
 
@@ -45,6 +50,8 @@ class Delta(msgspec.Struct, array_like=True, frozen=True):
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None  # parallel to token_ids
     num_cached_tokens: int = 0
+    error_type: str | None = None  # of octavo.errors; None: the request failed while it ran
+    error_field: str | None = None
     timing: Timing | None = None  # with a request's first token and with its end
 
 
@@ -81,6 +88,116 @@ class StepStats(msgspec.Struct, array_like=True, frozen=True):
     shares: list[StepShare] | None = None  # while somebody watches
 
 
-class StepOutputs(msgspec.Struct, array_like=True, frozen=True):
+class StepOutputs(msgspec.Struct, array_like=True, frozen=True, tag=True):
     deltas: list[Delta] = []
     stats: StepStats | None = None
+    started: list[str] = []  # requests that left the queue: they have part in this step or in one that is under way
+
+
+# ---- between a front end's process and the core's
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The first message of a front end. `token` shows that it was started by whoever started the core."""
+
+    frontend: int
+    pid: int
+    token: bytes
+
+
+class Goodbye(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The last message of a front end: whatever it still has running is aborted."""
+
+
+class Query(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """Answered between two steps by a `Reply` of the same id."""
+
+    query_id: int
+    name: Literal["ping", "stats", "reset_prefix_cache"]
+
+
+class Watch(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """For so long, the statistics of steps shall have `shares`."""
+
+    seconds: float
+
+
+class CoreStats(msgspec.Struct, array_like=True, frozen=True):
+    """The core at this moment."""
+
+    num_running: int
+    num_waiting: int
+    num_blocks: int  # if the first cache group had all of the memory
+    num_used_blocks: int
+    frontends: list[int] = []  # that are connected
+
+
+class Reply(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    query_id: int
+    value: bool | CoreStats
+
+
+# ---- between the process that launches and those it launches, over each one's control channel
+
+
+class CoreFacts(msgspec.Struct, array_like=True, frozen=True):
+    """What is known only once the model is loaded."""
+
+    max_total_tokens: int  # one request, prompt and output together: what the model and an empty cache can hold
+    vocab_size: int
+    block_size: int  # tokens
+    num_blocks: list[int]  # by cache group
+    cache_bytes: int
+    load_seconds: float
+
+
+class LaunchCore(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """`config` is an EngineConfig as bytes. `address` is where to listen, for ZMQ."""
+
+    config: bytes
+    address: str
+    token: bytes
+    log_level: int
+
+
+class Ready(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The core listens at `address`."""
+
+    address: str
+    facts: CoreFacts
+
+
+class Failed(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """The core could not be built. `error_type` is one of octavo.errors, or what Python raised."""
+
+    error_type: str
+    message: str
+
+
+class Stop(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """End in order, without finishing what is running."""
+
+
+CoreState = Literal["starting", "ready", "restarting", "draining", "dead"]
+
+
+class CoreStatus(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """How the core is. `incarnation` counts its processes from 1."""
+
+    state: CoreState
+    incarnation: int
+    reason: str = ""  # why it is not ready
+    pid: int | None = None
+    address: str = ""  # where it listens once it is ready
+    facts: CoreFacts | None = None  # of the last one that was ready
+
+
+class LaunchFrontend(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """`config` is an EngineConfig, `settings` whatever the front end's own program needs; both as bytes."""
+
+    index: int
+    count: int
+    config: bytes
+    settings: bytes
+    token: bytes
+    log_level: int

@@ -11,7 +11,7 @@ from octavo.engine.engine_core import EngineCore
 from octavo.errors import OutOfMemory
 from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
-from octavo.scheduler.caps import FairShare, LongPrefill
+from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.worker.worker import Worker
 
@@ -40,5 +40,7 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
             raise OutOfMemory(f"{message}: lower max_model_len to {longest} or raise kv_cache_memory_bytes")
         logger.warning("%s: requests may have %d tokens", message, longest)
     caps: list[TokenCap] = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
+    if cache.has_states:
+        caps.append(StateBorders(cache))
     scheduler = Scheduler(config.scheduler, cache, caps)
     return EngineCore(scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed)

@@ -1,27 +1,51 @@
-"""AsyncEngine: each request an async iterator. The core computes on a thread of its own; everything else here, the
-detokeniser included, belongs to the event loop."""
+"""AsyncEngine: each request an async iterator. The core computes on a thread or in a process of its own; everything
+else here, the detokeniser included, belongs to the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from octavo.core.messages import StepOutputs, StepStats, Submit
+import msgspec
+
+import octavo.errors
+from octavo.config.engine_config import AdmissionConfig, decode_config
+from octavo.config.options import Options
+from octavo.config.resolve import Resolved
+from octavo.core.messages import CoreState, CoreStats, CoreStatus, StepOutputs, StepStats, Submit
 from octavo.core.outputs import RequestOutput
 from octavo.core.params import SamplingParams
+from octavo.engine.admission import Admission
 from octavo.engine.client import EngineClient
+from octavo.engine.configure import Configured, configure
 from octavo.engine.core_thread import CoreThread
-from octavo.engine.frontend import Frontend, open_frontend
-from octavo.engine.inputs import Message, Prompt
-from octavo.engine.outputs import ActiveRequest
-from octavo.errors import EngineDead, InvalidRequest, OctavoError, RequestFailed
+from octavo.engine.frontend import Frontend, load_frontend, open_frontend
+from octavo.engine.inputs import InputProcessor, Message, Prompt
+from octavo.engine.launch import ParentSource, Supervisor
+from octavo.engine.loop_driver import LoopDriver
+from octavo.engine.outputs import ActiveRequest, OutputProcessor
+from octavo.engine.process_client import ProcessClient
+from octavo.errors import (
+    EngineDead,
+    EngineStarting,
+    InvalidRequest,
+    OctavoError,
+    RequestFailed,
+    ShuttingDown,
+    Unavailable,
+)
+from octavo.platforms.detect import detect
 from octavo.telemetry.recorder import Recorder
 from octavo.tokenization.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
 
 
 class AsyncEngine:
@@ -32,7 +56,7 @@ class AsyncEngine:
     """
 
     def __init__(self, model: str | Mapping[str, Any] | None = None, **options: Any) -> None:
-        self._start(open_frontend(model, options))
+        self._start_inline(open_frontend(model, options))
 
     @classmethod
     def from_engine_args(cls, model: str | Mapping[str, Any] | None = None, **options: Any) -> AsyncEngine:
@@ -42,18 +66,74 @@ class AsyncEngine:
     def from_frontend(cls, frontend: Frontend) -> AsyncEngine:
         """Round parts that exist already."""
         engine = cls.__new__(cls)
-        engine._start(frontend)
+        engine._start_inline(frontend)
         return engine
 
-    def _start(self, frontend: Frontend) -> None:
-        self.frontend = frontend
-        self.inputs, self.outputs = frontend.inputs, frontend.outputs
+    @classmethod
+    def launch(cls, options: Options, model: Mapping[str, Any] | None = None) -> AsyncEngine:
+        """An engine whose core is a process of its own, which is restarted if it dies. Returns at once: requests wait
+        until it is there, `status` says how it is, `until_ready` raises why it cannot be had. `model` is the content
+        of a config.json, in place of `options.model`."""
+        supervisor = Supervisor()
+        engine = cls.__new__(cls)
+        engine._start_process(supervisor)
+
+        def load() -> None:
+            try:
+                configured = configure(options, model)
+                supervisor.configure(configured.config)
+                engine._set_frontend(load_frontend(configured, engine._client))
+            except Exception as error:
+                supervisor.give_up(error)
+                engine._loading.set_exception(EngineDead(f"the engine cannot start: {error}"))
+
+        threading.Thread(target=load, name="octavo-load", daemon=True).start()
+        return engine
+
+    @classmethod
+    def attach(cls, source: ParentSource) -> AsyncEngine:
+        """In a front end that a FrontendGroup started: the core is shared with the others. Loads the tokenizer."""
+        config = decode_config(source.launch.config)
+        engine = cls.__new__(cls)
+        engine._start_process(source)
+        configured = Configured(Resolved(config, []), detect(config.machine.platform))
+        engine._set_frontend(load_frontend(configured, engine._client), share=source.launch.count)
+        return engine
+
+    def _start_inline(self, frontend: Frontend) -> None:
+        self._prepare(CoreThread(frontend.client, self._post_outputs, self._post_death))
+        self._source: Supervisor | ParentSource | None = None
+        self._set_frontend(frontend)
+
+    def _start_process(self, source: Supervisor | ParentSource) -> None:
+        self._source, self._client = source, ProcessClient(source)
+        self._prepare(LoopDriver(self._client, self._take_outputs, self._note_death))
+
+    def _prepare(self, core: CoreDriver) -> None:
         self.on_stats: Callable[[StepStats], None] | None = None  # called on the event loop
+        self._core = core
+        self._loading: Future[Frontend] = Future()
+        self._loading.set_running_or_notify_cancel()
         self._readers: dict[str, _Reader] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._death: EngineDead | None = None
-        self._core = CoreThread(frontend.client, self._post_outputs, self._post_death)
+        self.recorder: Recorder | None = None
+        self._is_draining = False
+        self._is_idle = asyncio.Event()
         atexit.register(self.shutdown)
+
+    def _set_frontend(self, frontend: Frontend, share: int = 1) -> None:
+        limits = AdmissionConfig() if frontend.configured is None else frontend.configured.config.admission
+        self.admission = Admission(limits, share)
+        if self._source is not None:
+
+            def learn(status: CoreStatus) -> None:
+                if status.facts is not None:
+                    frontend.learn(status.facts.max_total_tokens)
+
+            self._source.subscribe(learn)
+        self._loading.set_result(frontend)
+        frontend.outputs.recorder = self.recorder
 
     # ---- for users, on the event loop
 
@@ -71,19 +151,26 @@ class AsyncEngine:
         cancelling the task that reads it, aborts the request. `trace_headers` (W3C Trace Context) name the trace that
         the request's span joins.
 
-        Raises InvalidRequest before anything runs, RequestFailed if this request fails while it runs, EngineDead.
+        Raises InvalidRequest and Unavailable (Overloaded, ShuttingDown, EngineDead) before anything runs, RequestFailed
+        if this request fails while it runs, EngineRestarting or EngineDead if the core does.
         """
         self._bind(asyncio.get_running_loop())
+        if not self._loading.done():
+            await asyncio.wrap_future(self._loading)
+        frontend = self.frontend
         request_id = uuid.uuid4().hex if request_id is None else request_id
         if request_id in self._readers:
             raise InvalidRequest(
                 f"duplicate request id {request_id!r}: a request of that name is running", "request_id"
             )
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        prepared = self.inputs.prepare(
+        prepared = frontend.inputs.prepare(
             prompt, params, request_id, priority=priority, add_special_tokens=add_special_tokens
         )
-        request = self.outputs.add(prepared)
+        if self._is_draining:
+            raise ShuttingDown("the engine is about to end and takes no new requests")
+        self.admission.enter(prepared.submits)
+        request = frontend.outputs.add(prepared)
         request.trace_headers = trace_headers or {}
         reader = self._readers[request_id] = _Reader(request)
         try:
@@ -93,16 +180,16 @@ class AsyncEngine:
             while not is_over:
                 await reader.wait()
                 if request.error is not None:
-                    raise RequestFailed(request_id, request.error)
+                    raise _error_of(request)
                 output = request.take()
                 if output is not None:
                     is_over = output.finished
                     yield output
         finally:
             del self._readers[request_id]
-            aborted = self.outputs.abort([request])
-            if aborted:
-                self._core.send(lambda client: client.abort(aborted))
+            self._end([request])
+            if not self._readers:
+                self._is_idle.set()
 
     async def chat(
         self,
@@ -115,6 +202,8 @@ class AsyncEngine:
         **template_settings: Any,
     ) -> AsyncIterator[RequestOutput]:
         """`generate` for a conversation, written out by the model's chat template."""
+        if not self._loading.done():
+            await asyncio.wrap_future(self._loading)
         prompt = self.inputs.render(messages, **template_settings)
         outputs = self.generate(
             prompt,
@@ -134,27 +223,73 @@ class AsyncEngine:
         """Ends a request: its iterator gives what there is, with finish reason "abort". Unknown ids are passed by."""
         reader = self._readers.get(request_id)
         if reader is not None:
-            aborted = self.outputs.abort([reader.request])
-            self._core.send(lambda client: client.abort(aborted))
+            self._end([reader.request])
             reader.wake()
 
     async def reset_prefix_cache(self) -> bool:
         """False while requests hold blocks."""
-        return await asyncio.wrap_future(self._core.send(lambda client: client.reset_prefix_cache()))
+        self._bind(asyncio.get_running_loop())
+        return await asyncio.wrap_future(self._core.reset_prefix_cache())
+
+    async def core_stats(self) -> CoreStats:
+        """The core at this moment. Raises Unavailable where there is none."""
+        self._bind(asyncio.get_running_loop())
+        return await asyncio.wrap_future(self._core.stats())
+
+    async def until_ready(self) -> None:
+        """Returns when the first answer could be given. Raises ConfigurationError, CheckpointError or OutOfMemory if
+        the engine cannot start, EngineDead."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(*_: object) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(changed.set)
+
+        self._loading.add_done_callback(wake)
+        unsubscribe = None if self._source is None else self._source.subscribe(wake)
+        try:
+            while True:
+                status = self.status
+                if status.state == "dead":
+                    failure = getattr(self._source, "failure", None)
+                    raise failure or EngineDead(status.reason)
+                if self._loading.done() and status.state == "ready":
+                    self._loading.result()
+                    return
+                await changed.wait()
+                changed.clear()
+        finally:
+            if unsubscribe is not None:
+                unsubscribe()
+
+    async def drain(self, seconds: float) -> bool:
+        """Takes no new requests, and waits until those that it has are done. False if `seconds` were not enough: what
+        is left ends with `shutdown`."""
+        self._is_draining = True
+        if self._source is not None:
+            self._source.drain()
+        end = time.monotonic() + seconds
+        while self._readers:
+            self._is_idle.clear()
+            try:
+                await asyncio.wait_for(self._is_idle.wait(), max(end - time.monotonic(), 0.0))
+            except TimeoutError:
+                return False
+        return True
 
     def record_with(self, recorder: Recorder | None) -> None:
         """From here on, `recorder` hears of steps and requests; its live view gets what it asks the core for."""
-        self.outputs.recorder = recorder
+        self.recorder = recorder
+        if self._loading.done() and self._loading.exception() is None:
+            self.outputs.recorder = recorder
         if recorder is not None and recorder.live is not None:
             recorder.live.watch = self.watch
 
-    @property
-    def recorder(self) -> Recorder | None:
-        return self.outputs.recorder
-
     def watch(self, seconds: float) -> None:
-        """For so long, statistics say what each request got of each step."""
-        self._core.send(lambda client: client.watch(seconds))
+        """For so long, statistics say what each request got of each step. Called on the event loop."""
+        if self.is_running and self._loading.done():
+            self._bind(asyncio.get_running_loop())
+            self._core.send(lambda client: client.watch(seconds))
 
     def get_tokenizer(self) -> Tokenizer:
         return self.frontend.require_tokenizer()
@@ -163,11 +298,55 @@ class AsyncEngine:
         return self.frontend.default_params()
 
     @property
-    def is_running(self) -> bool:
-        return self._death is None
+    def frontend(self) -> Frontend:
+        """Raises EngineStarting while it is loading, EngineDead if it could not be loaded."""
+        if not self._loading.done():
+            raise EngineStarting("the engine is still loading its tokenizer")
+        return self._loading.result()
 
-    def shutdown(self) -> None:
-        """Ends running requests with EngineDead and gives everything back. May be called again, from any thread."""
+    @property
+    def inputs(self) -> InputProcessor:
+        return self.frontend.inputs
+
+    @property
+    def outputs(self) -> OutputProcessor:
+        return self.frontend.outputs
+
+    @property
+    def num_requests(self) -> int:
+        """That somebody here waits for."""
+        return len(self._readers)
+
+    @property
+    def status(self) -> CoreStatus:
+        """Whether requests can be answered now. Any thread may ask."""
+        if self._death is not None:
+            return CoreStatus("dead", 1 if self._source is None else self._source.status.incarnation, str(self._death))
+        status = CoreStatus("ready", 1) if self._source is None else self._source.status
+        if status.state == "dead":
+            return status
+        if self._is_draining:
+            return msgspec.structs.replace(status, state="draining", reason="the engine is about to end")
+        if status.state == "ready" and not self._loading.done():
+            return msgspec.structs.replace(status, state="starting", reason="the tokenizer is loading")
+        return status
+
+    @property
+    def state(self) -> CoreState:
+        return self.status.state
+
+    @property
+    def is_running(self) -> bool:
+        return self.status.state != "dead"
+
+    def shutdown(self, drain_seconds: float = 0.0) -> None:
+        """Ends running requests with EngineDead and gives everything back. May be called again, from any thread; from
+        another one than the event loop's it can `drain` first, on the loop `await engine.drain(...)` comes before."""
+        loop = self._loop
+        if drain_seconds > 0 and loop is not None and loop.is_running():
+            if _running_loop() is loop:
+                raise OctavoError("shutdown cannot wait on its own event loop: await drain(seconds) before it")
+            asyncio.run_coroutine_threadsafe(self.drain(drain_seconds), loop).result()
         atexit.unregister(self.shutdown)
         self._core.stop()
         if self._death is None:
@@ -188,25 +367,34 @@ class AsyncEngine:
         self._core.send(command).add_done_callback(done)
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:
+            self._change_loop(loop)
         if self._death is not None:
             raise EngineDead(str(self._death)) from self._death
-        if self._loop is loop:
-            return
+
+    def _change_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._readers and self._loop is not None and not self._loop.is_closed():
             raise OctavoError("the engine serves requests of another event loop: use one loop for an engine")
-        self._drop_readers()
-        self._loop = loop
-
-    def _drop_readers(self) -> None:
-        """Of a loop that has ended under them."""
-        aborted = self.outputs.abort([reader.request for reader in self._readers.values()])
+        left = [reader.request for reader in self._readers.values()]  # the loop has ended under them
         self._readers.clear()
+        self._end(left)
+        self._loop = loop
+        self._core.bind(loop)
+
+    def _end(self, requests: list[ActiveRequest]) -> None:
+        """Whatever of them is unfinished."""
+        aborted = self.outputs.abort(requests) if requests else []
         if aborted:
+            self.admission.leave(aborted)
             self._core.send(lambda client: client.abort(aborted))
 
     def _post_outputs(self, outputs: StepOutputs) -> None:
-        if outputs.deltas or outputs.stats is not None:
+        if outputs.deltas or outputs.started or outputs.stats is not None:
             self._on_loop(self._take_outputs, outputs)
+
+    def _note_death(self, death: EngineDead) -> None:
+        self._death = death
+        self._take_death(death)
 
     def _post_death(self, death: EngineDead) -> None:
         self._death = death
@@ -222,6 +410,9 @@ class AsyncEngine:
             return
 
     def _take_outputs(self, outputs: StepOutputs) -> None:
+        if self.admission.num_requests:
+            self.admission.leave(outputs.started)
+            self.admission.leave([delta.request_id for delta in outputs.deltas])
         processed = self.outputs.process(outputs)
         if processed.stopped:
             self._core.send(lambda client: client.abort(processed.stopped))
@@ -235,6 +426,39 @@ class AsyncEngine:
     def _take_death(self, death: EngineDead) -> None:
         for reader in self._readers.values():
             reader.fail(death)
+
+
+class CoreDriver(Protocol):
+    """How the core runs beside the event loop: CoreThread or LoopDriver."""
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From here on this loop asks."""
+
+    def send(self, command: Callable[[EngineClient], Result]) -> Future[Result]: ...
+
+    def reset_prefix_cache(self) -> Future[bool]: ...
+
+    def stats(self) -> Future[CoreStats]: ...
+
+    def stop(self) -> None: ...
+
+
+def _error_of(request: ActiveRequest) -> OctavoError:
+    """Why it ended, as the error that the core named."""
+    assert request.error is not None
+    kind = getattr(octavo.errors, request.error_type or "", None)
+    if isinstance(kind, type) and issubclass(kind, InvalidRequest):
+        return InvalidRequest(request.error, request.error_field)
+    if isinstance(kind, type) and issubclass(kind, Unavailable):
+        return kind(request.error)
+    return RequestFailed(request.request_id, request.error)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _add(submit: Submit, client: EngineClient) -> None:

@@ -1,11 +1,12 @@
-"""How a front end reaches a core. The messages are the same whether the core shares its process or not."""
+"""How a front end reaches a core. The messages are the same whether the core shares its process or not: the client of
+one that does not is in `process_client.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol
 
-from octavo.core.messages import StepOutputs, Submit
+from octavo.core.messages import CoreStats, StepOutputs, Submit
 
 
 class Core(Protocol):
@@ -23,6 +24,8 @@ class Core(Protocol):
     def reset_prefix_cache(self) -> bool: ...
 
     def watch(self, seconds: float) -> None: ...
+
+    def stats(self) -> CoreStats: ...
 
     def shutdown(self) -> None: ...
 
@@ -46,6 +49,9 @@ class EngineClient(Protocol):
 
     def watch(self, seconds: float) -> None:
         """For so long, statistics say what each request got of each step."""
+
+    def stats(self) -> CoreStats:
+        """The core at this moment."""
 
     def shutdown(self) -> None:
         """Gives back what the core holds. May be called again."""
@@ -74,6 +80,9 @@ class InlineClient:
 
     def watch(self, seconds: float) -> None:
         self.core.watch(seconds)
+
+    def stats(self) -> CoreStats:
+        return self.core.stats()
 
     def shutdown(self) -> None:
         self.core.shutdown()

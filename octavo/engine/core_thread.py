@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from octavo.core.messages import StepOutputs
+from octavo.core.messages import CoreStats, StepOutputs
 from octavo.engine.client import EngineClient
 from octavo.errors import EngineDead
 
@@ -38,6 +39,7 @@ class CoreThread:
     def send(self, command: Callable[[EngineClient], Result]) -> Future[Result]:
         """Runs `command` between two steps. Commands run in the order they were sent."""
         future: Future[Result] = Future()
+        future.set_running_or_notify_cancel()  # from here on whoever waits for it cannot cancel it
 
         def run(death: EngineDead | None) -> None:
             try:
@@ -54,6 +56,15 @@ class CoreThread:
                 return future
         run(self._death())
         return future
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The thread needs no event loop."""
+
+    def reset_prefix_cache(self) -> Future[bool]:
+        return self.send(lambda client: client.reset_prefix_cache())
+
+    def stats(self) -> Future[CoreStats]:
+        return self.send(lambda client: client.stats())
 
     def stop(self) -> None:
         """Ends after the step at hand, and shuts the core down. May be called again."""

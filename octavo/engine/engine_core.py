@@ -6,9 +6,9 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from octavo.core.messages import Delta, StepOutputs, StepStats, Submit
+from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submit
 from octavo.core.params import RequestOutputKind
 from octavo.core.request import Request
 from octavo.engine.recovery import Quarantine
@@ -33,6 +33,9 @@ class EngineCore:
         self._pending: list[Delta] = []  # ends that no step brought: aborts and failures
         self._watched_until = 0.0  # of `time.perf_counter`
         self._num_corrupted = 0  # since the last statistics
+        self._started: list[str] = []  # that the next outputs report
+        # told which requests get a row, before the forward that might fail
+        self.on_start: Callable[[list[str]], None] = self._started.extend
 
     def add(self, submit: Submit) -> None:
         """Raises InvalidRequest; nothing has changed then."""
@@ -76,6 +79,16 @@ class EngineCore:
         """For so long, each step's statistics say what each request got of it. Who goes on watching asks again."""
         self._watched_until = max(self._watched_until, time.perf_counter() + seconds)
 
+    def stats(self) -> CoreStats:
+        scheduler, pool = self.scheduler, self.scheduler.cache.pool
+        num_blocks = pool.num_slabs * pool.blocks_per_slab[0]
+        return CoreStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=num_blocks,
+            num_used_blocks=round(scheduler.cache.usage * num_blocks),
+        )
+
     def shutdown(self) -> None:
         """Ends everything in progress and gives the device's memory back. May be called again."""
         self.abort(list(self.scheduler.requests))
@@ -99,6 +112,8 @@ class EngineCore:
             if plan is None:
                 break
             handle = None
+            if plan.new_rows:
+                self.on_start([row.request_id for row in plan.new_rows])
             try:
                 handle = self.executor.submit(plan)  # the forward of N + 1 goes out while N runs
                 if not self._in_flight:
@@ -130,7 +145,7 @@ class EngineCore:
             except Exception as error:
                 failed = self._in_flight[0].plan
                 outputs = self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
-                return StepOutputs(deltas + outputs.deltas, outputs.stats)
+                return StepOutputs(deltas + outputs.deltas, outputs.stats, outputs.started)
         stats = StepStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
@@ -164,7 +179,8 @@ class EngineCore:
     def _outputs(self, deltas: list[Delta], stats: StepStats | None) -> StepOutputs:
         if self._pending:
             deltas, self._pending = self._pending + deltas, []
-        return StepOutputs(deltas, stats)
+        started, self._started[:] = self._started.copy(), []
+        return StepOutputs(deltas, stats, started)
 
     # failures
 

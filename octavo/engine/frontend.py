@@ -42,6 +42,10 @@ class Frontend:
         """What a request gets that brings no parameters: the generation config's values over ours."""
         return SamplingParams(**self.sampling_defaults)
 
+    def learn(self, max_total_tokens: int) -> None:
+        """The core has loaded: requests may be this long, which may be less than the configuration asks for."""
+        self.inputs.limits = replace(self.inputs.limits, max_model_len=max_total_tokens)
+
     def require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise InvalidRequest("the engine runs without a tokenizer (skip_tokenizer_init)", "tokenizer")
@@ -70,9 +74,24 @@ def start_frontend(configured: Configured) -> Frontend:
         except BaseException:
             core.shutdown()
             raise
-    limits = PromptLimits(config.model.vocab_size, core.max_total_tokens, config.model.max_logprobs)
+    frontend = _assemble(configured, InlineClient(core), tokenizer, chat_template)
+    frontend.learn(core.max_total_tokens)
+    return frontend
+
+
+def load_frontend(configured: Configured, client: EngineClient) -> Frontend:
+    """The front end's own parts, for a core that is elsewhere. Raises CheckpointError, ConfigurationError."""
+    tokenizer, chat_template = _load_text(configured.config)
+    return _assemble(configured, client, tokenizer, chat_template)
+
+
+def _assemble(
+    configured: Configured, client: EngineClient, tokenizer: Tokenizer | None, chat_template: str | None
+) -> Frontend:
+    config = configured.config
+    limits = PromptLimits(config.model.vocab_size, config.model.max_model_len, config.model.max_logprobs)
     return Frontend(
-        client=InlineClient(core),
+        client=client,
         inputs=InputProcessor(limits, tokenizer, _eos_token_ids(config, tokenizer), chat_template),
         outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer)),
         tokenizer=tokenizer,

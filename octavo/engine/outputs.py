@@ -206,6 +206,8 @@ class ActiveRequest:
         "completions",
         "ended",
         "error",
+        "error_field",
+        "error_type",
         "is_listed",
         "metrics",
         "num_cached_tokens",
@@ -225,6 +227,8 @@ class ActiveRequest:
         self.metrics = RequestMetrics(arrival_time=prepared.submits[0].arrival_time)
         self.num_cached_tokens = 0
         self.error: str | None = None
+        self.error_type: str | None = None  # of octavo.errors; None: it failed while it ran
+        self.error_field: str | None = None
         self.is_listed = False  # in the `changed` of the step at hand
         self.completions = [Completion(index, self, token_text) for index in range(len(prepared.submits))]
         self.num_unfinished = len(self.completions)
@@ -312,7 +316,11 @@ class OutputProcessor:
             if delta.num_cached_tokens > request.num_cached_tokens:
                 request.num_cached_tokens = delta.num_cached_tokens
             if delta.error is not None and request.error is None:
-                request.error = delta.error
+                request.error, request.error_type, request.error_field = (
+                    delta.error,
+                    delta.error_type,
+                    delta.error_field,
+                )
             if completion.extend(delta):
                 result.stopped.append(delta.request_id)
             if completion.finish_reason is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from octavo.attention.backend import AttentionBackend, AttentionQuery
+from octavo.attention.backend import AttentionBackend, AttentionQuery, GroupBackend
+from octavo.attention.recurrent import RecurrentBackend
 from octavo.attention.select import AttentionSelector
 from octavo.cache.spec import CacheSpec
 from octavo.distributed.shard import Shard, parameter
@@ -20,10 +21,20 @@ class StatefulLayer(Protocol):
     """A layer that keeps something of each token."""
 
     cache_spec: CacheSpec
-    backend: AttentionBackend
+
+    @property
+    def backend(self) -> GroupBackend: ...
 
     def bind(self, parts: Mapping[str, torch.Tensor], group: int) -> None:
         """Takes its views (part name -> [num_blocks, *shape]) and its group's index; no views to let go of them."""
+
+
+@runtime_checkable
+class Finalized(Protocol):
+    """A layer that prepares something from its parameters."""
+
+    def finalize(self) -> None:
+        """Called once, when all parameters have their values."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,11 @@ class BuildContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     block_size: int = 16
     cache_dtype: str = "auto"  # "auto" is the model's dtype
+    conv_state_dtype: str = "auto"  # of recurrent layers' last inputs; "auto" is the model's dtype
+    ssm_state_dtype: str = "float32"  # of what recurrent layers sum over all tokens
     linear_method: Callable[[str], LinearMethod] = lambda name: UnquantizedLinear()
     attention: Callable[[AttentionQuery], AttentionBackend] = field(default_factory=AttentionSelector)
+    recurrent: GroupBackend = field(default_factory=RecurrentBackend)
     capability: tuple[int, int] | None = None  # of the device, where it has one
     prefix: str = ""
     stateful: dict[str, StatefulLayer] = field(default_factory=dict)
@@ -50,8 +64,9 @@ class BuildContext:
     def at(self, name: str) -> BuildContext:
         return replace(self, prefix=f"{self.prefix}.{name}" if self.prefix else name)
 
-    def parameter(self, shape: tuple[int, ...], shard: Shard) -> torch.nn.Parameter:
-        return parameter(shape, self.dtype, self.device, shard)
+    def parameter(self, shape: tuple[int, ...], shard: Shard, dtype: torch.dtype | None = None) -> torch.nn.Parameter:
+        """In the model's dtype unless another is given."""
+        return parameter(shape, dtype or self.dtype, self.device, shard)
 
     def declare_cache(self, layer: StatefulLayer) -> None:
         """Registers a layer's CacheSpec under the name of the module being built."""
@@ -72,3 +87,7 @@ class BuildContext:
     @property
     def cache_dtype_name(self) -> str:
         return self.dtype_name if self.cache_dtype == "auto" else self.cache_dtype
+
+    @property
+    def conv_state_dtype_name(self) -> str:
+        return self.dtype_name if self.conv_state_dtype == "auto" else self.conv_state_dtype

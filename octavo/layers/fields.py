@@ -33,6 +33,12 @@ class Config:
                 return self.values[key]
         raise CheckpointError(f"config.json of {self.architecture} has no {' or '.join(map(repr, keys))}")
 
+    def count(self, key: str, default: int) -> int:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.wrong(key, value, "a whole number above 0")
+        return value
+
     def wrong(self, key: str, value: Any, limit: str) -> CheckpointError:
         return CheckpointError(f"config.json of {self.architecture}: {key} must be {limit}, got {value!r}")
 
@@ -107,21 +113,14 @@ def windows_by_layer(config: Config, default_type: Callable[[int], str], window:
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(from_hf,))
-class ModelFields:
-    """What every decoder has. A family adds fields, or gives one of these other keys or another default."""
+class StackFields:
+    """What the shell of a decoder has, whatever its blocks are made of (layers/stack.py)."""
 
     vocab_size: int = from_hf("vocab_size")
     hidden_size: int = from_hf("hidden_size")
-    intermediate_size: int = from_hf("intermediate_size")
     num_layers: int = from_hf("num_hidden_layers")
-    num_heads: int = from_hf("num_attention_heads")
-    num_kv_heads: int = from_hf("num_key_value_heads", default=_num_kv_heads)
-    head_dim: int = from_hf("head_dim", default=_head_dim)
-    activation: str = from_hf("hidden_act", default="silu")
     norm_eps: float = from_hf("rms_norm_eps", default=1e-6)
-    max_position_embeddings: int = from_hf("max_position_embeddings")
     tie_word_embeddings: bool = from_hf("tie_word_embeddings", default=False)
-    rope: RopeFields = from_hf(read=rope_fields)
     embed_scale: float | None = from_hf(default=None)
     logit_soft_cap: float | None = from_hf(default=None)
 
@@ -136,14 +135,31 @@ class ModelFields:
         read: dict[str, Any] = {}
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             read[field.name] = _value(config, field, types_by_name[field.name])
-        fields = cls(**read)
+        return cls(**read)
+
+
+dataclasses.dataclass(frozen=True, kw_only=True)(StackFields)
+
+
+class ModelFields(StackFields):
+    """What a decoder of attention and MLP has. A family adds fields, or gives one of these other keys or another
+    default."""
+
+    intermediate_size: int = from_hf("intermediate_size")
+    num_heads: int = from_hf("num_attention_heads")
+    num_kv_heads: int = from_hf("num_key_value_heads", default=_num_kv_heads)
+    head_dim: int = from_hf("head_dim", default=_head_dim)
+    activation: str = from_hf("hidden_act", default="silu")
+    max_position_embeddings: int = from_hf("max_position_embeddings")
+    rope: RopeFields = from_hf(read=rope_fields)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        fields = super().read(values)
         if fields.num_heads % fields.num_kv_heads:
             limit = f"a multiple of num_key_value_heads = {fields.num_kv_heads}"
-            raise config.wrong("num_attention_heads", fields.num_heads, limit)
+            raise Config(values).wrong("num_attention_heads", fields.num_heads, limit)
         return fields
-
-
-dataclasses.dataclass(frozen=True, kw_only=True)(ModelFields)
 
 
 def _value(config: Config, field: dataclasses.Field[Any], annotation: Any) -> Any:
@@ -162,8 +178,7 @@ def _value(config: Config, field: dataclasses.Field[Any], annotation: Any) -> An
 def _checked(config: Config, key: str, value: Any, annotation: Any) -> Any:
     options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     if int in options and float not in options:  # every whole number read here is a count
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise config.wrong(key, value, "a whole number above 0")
+        config.count(key, value)
     elif float in options:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise config.wrong(key, value, "a number")

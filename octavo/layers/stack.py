@@ -12,13 +12,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from octavo.attention.backend import AttentionBackend, StepContext
+from octavo.attention.backend import GroupBackend, StepContext
 from octavo.cache.spec import CacheSpec
 from octavo.layers.attention import SelfAttention
-from octavo.layers.build import BuildContext
+from octavo.layers.build import BuildContext, Finalized
 from octavo.layers.embedding import Embedding, OutputHead, TiedHead
-from octavo.layers.fields import ModelFields
-from octavo.layers.linear import Linear
+from octavo.layers.fields import StackFields
 from octavo.layers.mlp import GatedMLP
 from octavo.layers.norm import RMSNorm
 from octavo.loader.assign import ExpectedWeight, WeightSource, assign, expected_weights
@@ -49,7 +48,7 @@ BlockOf = Callable[[Any, int, BuildContext], DecoderBlock]  # (fields, layer, bu
 class DecoderStack(nn.Module):
     """Embedding, blocks, final norm."""
 
-    def __init__(self, build: BuildContext, fields: ModelFields, block: BlockOf, norm: type[RMSNorm]) -> None:
+    def __init__(self, build: BuildContext, fields: StackFields, block: BlockOf, norm: type[RMSNorm]) -> None:
         super().__init__()
         self.embed = Embedding(build.at("embed"), fields.vocab_size, fields.hidden_size, fields.embed_scale)
         self.layers = nn.ModuleList(
@@ -68,7 +67,7 @@ class DecoderStack(nn.Module):
 class CausalLM(nn.Module):
     """A language model over a DecoderStack; satisfies runner/model.py's Model."""
 
-    fields: ClassVar[type[ModelFields]]
+    fields: ClassVar[type[StackFields]]
     block: ClassVar[Any]  # a BlockOf
     weights: ClassVar[WeightMap]
     norm: ClassVar[type[RMSNorm]] = RMSNorm
@@ -85,7 +84,7 @@ class CausalLM(nn.Module):
             else OutputHead(build.at("head"), fields.hidden_size, fields.vocab_size)
         )
         self.stateful = build.stateful
-        self._backends: dict[int, AttentionBackend] = {}
+        self._backends: dict[int, GroupBackend] = {}
         self._names = self.weights.extend(ignore=("lm_head",)) if fields.tie_word_embeddings else self.weights
 
     def cache_specs(self) -> dict[str, CacheSpec]:
@@ -120,5 +119,5 @@ class CausalLM(nn.Module):
         much. `progress` is told the bytes of each tensor read."""
         assign(dict(self.named_parameters()), self._names, weights, progress)
         for module in self.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Finalized):
                 module.finalize()

@@ -10,8 +10,11 @@ from octavo.errors import UnsupportedModel
 from octavo.layers.stack import CausalLM
 
 _known: dict[str, str] = {
+    "BambaForCausalLM": "octavo.models.bamba:Bamba",
     "Gemma3ForCausalLM": "octavo.models.gemma3:Gemma3",
     "LlamaForCausalLM": "octavo.models.llama:Llama",
+    "Mamba2ForCausalLM": "octavo.models.mamba2:Mamba2",
+    "MambaForCausalLM": "octavo.models.mamba:Mamba",
     "MistralForCausalLM": "octavo.models.mistral:Mistral",
     "Qwen2ForCausalLM": "octavo.models.qwen2:Qwen2",
     "Qwen3ForCausalLM": "octavo.models.qwen3:Qwen3",

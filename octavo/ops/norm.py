@@ -22,3 +22,20 @@ def add_rms_norm(
     """(rms_norm(x + residual), x + residual), the sum rounded to x's dtype. x, residual [T, D]. Both results
     are new."""
     return bound.add_rms_norm(x, residual, weight, eps, weight_offset)
+
+
+def gated_rms_norm(
+    x: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    num_groups: int = 1,
+    norm_before_gate: bool = False,
+) -> torch.Tensor:
+    """rms_norm(x * silu(gate)), or rms_norm(x) * silu(gate) with `norm_before_gate`. Each of `num_groups` equal parts
+    of the last dimension is normalised by itself.
+
+    x and gate [T, D], last dimension dense; weight [D]. Returns a contiguous [T, D] of x's dtype, rounded to it
+    before the product with the weight or, with `norm_before_gate`, after that with the gate.
+    """
+    return bound.gated_rms_norm(x, gate, weight, eps, num_groups, norm_before_gate)

@@ -65,7 +65,8 @@ class BatchBuilder:
         block_of_token, offset = positions // self._block_size, positions % self._block_size
         groups = []
         for block_table in table.block_tables:
-            slots = block_table[shape.token_rows, block_of_token].long() * self._block_size + offset
+            column = block_of_token.clamp(max=block_table.shape[1] - 1)  # a state has one place, whatever the position
+            slots = block_table[shape.token_rows, column].long() * self._block_size + offset
             groups.append(GroupStep(block_table[shape.rows, :num_blocks], slots))
         step = StepContext(
             positions=positions,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from octavo.cache.manager import CacheManager
 from octavo.core.hooks import PlanView, Round
 from octavo.core.request import Request
 
@@ -74,6 +75,28 @@ class FairShare:
         if request.request_id in self._late:
             return 0
         return self._levels.get(request.priority, UNLIMITED)
+
+
+class StateBorders:
+    """Cuts prompts where a recurrent state is to be kept, which is possible only at the end of a step; and otherwise at
+    block borders, so that a preempted prompt loses nothing."""
+
+    def __init__(self, cache: CacheManager) -> None:
+        self._cache = cache
+
+    def begin(self, plan: PlanView, competition: Round) -> None:
+        pass
+
+    def __call__(self, request: Request, plan: PlanView) -> int:
+        if request.request_id in plan.num_scheduled and self._cache.is_at_kept_border(request):
+            return 0  # this step ends here: the next one begins with the copy
+        size = self._cache.block_size
+        to_border = self._cache.tokens_to_border(request)
+        limit = UNLIMITED if to_border is None else to_border
+        inside = request.num_computed_tokens % size  # a waiting request starts at a border
+        if plan.budget_left < min(limit, request.num_uncomputed) and plan.token_budget >= 2 * size:
+            return max(0, plan.budget_left - (inside + plan.budget_left) % size)
+        return limit
 
 
 def water_level(demands: list[int], budget: int) -> int:

@@ -112,4 +112,5 @@ class PlanBuilder:
             self._block_ids,
             self._skipped,
             [request.request_id for request in self.sampled],
+            cache.take_copies(),
         )

@@ -252,6 +252,7 @@ class Scheduler:
             if self.cache.is_being_computed(request, hit.num_blocks):
                 self._num_deferred += 1
                 continue
+            self.cache.plan_borders(request, hit)
             uncomputed = request.num_tokens - hit.num_blocks * self.cache.block_size
             num_new = min(uncomputed, plan.budget_left, *(cap(request, plan) for cap in self._caps))
             if num_new <= 0 or (num_new < uncomputed and not self.config.enable_chunked_prefill):
@@ -418,7 +419,7 @@ class Scheduler:
         """Releases the blocks of a row; where its contents are sound, others may go on finding them."""
         if is_sound:
             self.cache.register(request, self._next_step - 1)
-        self.cache.release(request)
+        self.cache.release(request, is_sound)
         self._prompts.pop(request.request_id, None)
         self._carried.drop(request.request_id)
 

@@ -16,7 +16,9 @@ from octavo.models.registry import model_class
 from octavo.ops import dispatch
 from octavo.platforms.platform import Platform
 from octavo.runner.extension import BatchExtension
+from octavo.runner.state_copies import StateCopies
 from octavo.telemetry.log import progress_bar
+from octavo.worker.paged_cache import PagedCache
 
 
 def build_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
@@ -30,6 +32,8 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
         max_model_len=model_config.max_model_len,
         device=device,
         block_size=config.cache.block_size,
+        conv_state_dtype=config.cache.conv_state_dtype,
+        ssm_state_dtype=config.cache.ssm_state_dtype,
         attention=AttentionSelector(platform.attention_order, model_config.attention_backend),
         capability=platform.capability,
     )
@@ -45,8 +49,8 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
     return model
 
 
-def build_extensions(config: EngineConfig, model: CausalLM) -> Sequence[BatchExtension]:
-    return []
+def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:
+    return [StateCopies(cache.copy)]
 
 
 class _DummyWeight:

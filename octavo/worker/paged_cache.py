@@ -21,14 +21,21 @@ class PagedCache:
         self._buffer = zeroed_buffer(self.num_bytes, device)
         self.parts: dict[str, dict[str, torch.Tensor]] = {}
         self.group_of: dict[str, int] = {}
+        self._blocks: list[torch.Tensor] = []  # by group: [num_blocks, stride] bytes
         for index, group in enumerate(groups):
             num_blocks = num_slabs * slabs.blocks_per_slab[index]
+            self._blocks.append(self._buffer.view(num_blocks, slabs.strides[index]))
             for layer, layout, page in zip(group.layers, group.layouts, group.page_offsets(), strict=True):
                 self.group_of[layer] = index
                 self.parts[layer] = {
                     part.name: self._view(num_blocks, slabs.strides[index], page + offset, part.shape, part.dtype)
                     for part, offset in zip(layout.parts, layout.offsets(), strict=True)
                 }
+
+    def copy(self, group: int, source: int, target: int) -> None:
+        """One block's content, all layers of its group."""
+        blocks = self._blocks[group]
+        blocks[target] = blocks[source]
 
     def _view(self, num_blocks: int, stride: int, offset: int, shape: tuple[int, ...], dtype_name: str) -> torch.Tensor:
         dtype = getattr(torch, dtype_name)

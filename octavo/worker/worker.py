@@ -8,6 +8,7 @@ import time
 import torch
 
 from octavo.cache.groups import CacheGroup, SlabPlan, group_layers, plan_slabs
+from octavo.cache.retention import KeepLatest
 from octavo.config.engine_config import EngineConfig
 from octavo.platforms.platform import Platform
 from octavo.runner.finish import SampleFinish
@@ -37,13 +38,14 @@ class Worker:
         self.cache = PagedCache(self.groups, self.slabs, self.memory.num_slabs, self.device)
         self.model.bind_caches(self.cache.parts, self.cache.group_of)
         max_rows, max_tokens = config.scheduler.max_num_seqs, config.scheduler.max_model_len
-        table = RowTable(max_rows, max_tokens, [-(-max_tokens // group.tokens) for group in self.groups], self.device)
+        widths = [group.retention.table_width(max_tokens, group.tokens) for group in self.groups]
+        table = RowTable(max_rows, max_tokens, widths, self.device)
         sampler = Sampler(max_rows, self.model.vocab_size, self.device)
         self.runner = ModelRunner(
             self.model,
             table,
             SampleFinish(self.model, table, sampler),
-            build_extensions(config, self.model),
+            build_extensions(self.cache),
             self.groups[0].tokens,
             scrub=self.cache.scrub,
         )
@@ -57,6 +59,22 @@ class Worker:
             self.groups[0].tokens,
             self.memory.why,
         )
+        self._explain_states()
+
+    def _explain_states(self) -> None:
+        """What keeping recurrent states costs, and where they are kept."""
+        for group in self.groups:
+            if isinstance(group.retention, KeepLatest):
+                logger.info(
+                    "recurrent state of %d layers: %.2f MiB a request and a checkpoint; kept at the end of every "
+                    "prompt, at the last border of %d tokens passed in decoding, where prompts branch, and every %d "
+                    "tokens of a prompt (at most %d times); the least recently used go first",
+                    len(group.layers),
+                    group.block_bytes / (1 << 20),
+                    group.tokens,
+                    group.retention.checkpoint_every * group.tokens,
+                    group.retention.max_checkpoints,
+                )
 
     def release(self) -> None:
         """Gives the memory back. May be called again."""

@@ -1,7 +1,7 @@
 """Drives a model as a worker would, without one: a paged cache in one flat buffer, block tables, steps.
 
 Blocks are taken in shuffled order, and bytes that no live token owns are 0xff, which every floating dtype reads as NaN:
-whatever reads what it must not see spoils its result.
+whatever reads what it must not see spoils its result. A group that keeps a state has one block a row.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from octavo.attention.backend import GroupStep, StepContext
+from octavo.cache.retention import KeepLatest
 from octavo.cache.spec import CacheSpec, round_up
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
@@ -126,7 +127,8 @@ class PagedModel:
             starts.append(starts[-1] + count)
             lengths.append(end)
             for group, blocks in enumerate(row.blocks):
-                while len(blocks) * BLOCK_SIZE < end:
+                needed = 1 if self.keeps_state(group) else -(-end // BLOCK_SIZE)
+                while len(blocks) < needed:
                     blocks.append(self.free[group].pop())
         groups = [self._group_step(group, scheduled) for group in range(len(self.specs))]
         context = StepContext(
@@ -148,8 +150,14 @@ class PagedModel:
         for place, ((index, count), table) in enumerate(zip(scheduled.items(), tables, strict=True)):
             block_table[place, : len(table)] = torch.tensor(table)
             first = self.rows[index].num_computed
+            if self.keeps_state(group):
+                slots += [-1 << 40] * count  # not to be used
+                continue
             slots += [table[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for at in range(first, first + count)]
         return GroupStep(block_table, torch.tensor(slots))
+
+    def keeps_state(self, group: int) -> bool:
+        return isinstance(self.specs[group].retention, KeepLatest)
 
     def _release(self, scheduled: Mapping[int, int]) -> None:
         """Gives back what each retention no longer needs; another row may overwrite it."""
@@ -157,6 +165,8 @@ class PagedModel:
             row = self.rows[index]
             row.num_computed += count
             for group, spec in enumerate(self.specs):
+                if self.keeps_state(group):
+                    continue
                 for at in range(spec.retention.first_live_block(row.num_computed, BLOCK_SIZE)):
                     block, row.blocks[group][at] = row.blocks[group][at], 0
                     if block:
@@ -178,7 +188,9 @@ def randomise(model: Any, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.dim() == 2:
+        if name.endswith("A_log"):  # states that fade within a few tokens, and others that last
+            value = noise * 1.5 - 2
+        elif parameter.dim() == 2:
             value = noise / parameter.shape[1] ** 0.5 if "embed" not in name else noise / 4
         elif "norm" in name:
             value = noise * 0.2 + parameter.data.float().mean().round()

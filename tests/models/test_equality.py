@@ -18,9 +18,9 @@ from octavo.engine.assemble import build_engine
 from octavo.engine.configure import configure
 from octavo.engine.engine_core import EngineCore
 from tests.models.harness import randomise, save
-from tests.models.test_logits import SMALL, VARIANTS, VOCAB
+from tests.models.test_logits import VARIANTS, VOCAB, config_of
 
-FAMILIES = ["llama", "mistral-window", "qwen2", "qwen3", "gemma3"]
+FAMILIES = ["llama", "mistral-window", "qwen2", "qwen3", "gemma3", "mamba", "mamba2", "bamba"]
 NUM_OUTPUT = 12
 
 
@@ -35,9 +35,7 @@ class Reference:
 @pytest.fixture(scope="module", params=FAMILIES)
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Eight prompts, some with the same beginning, and what transformers answers to each alone."""
-    family, changes, _ = VARIANTS[request.param]
-    kind = "TextConfig" if family == "Gemma3" else "Config"
-    config = getattr(transformers, f"{family}{kind}")(**{**SMALL, **changes})
+    family, config = VARIANTS[request.param][0], config_of(request.param)
     torch.manual_seed(1)
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     randomise(model, seed=1)
@@ -56,7 +54,7 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
                 best = model(tokens).logits[0, -1].argmax()
                 tokens = torch.cat([tokens, best.view(1, 1)], 1)
             outputs.append(tokens[0, len(prompt) :].tolist())
-    return Reference(folder, 2 if family == "Gemma3" else 1, prompts, outputs)
+    return Reference(folder, 2 if family in ("Gemma3", "Bamba") else 1, prompts, outputs)
 
 
 def engine_for(reference: Reference, **options: object) -> EngineCore:
@@ -73,15 +71,22 @@ def engine_for(reference: Reference, **options: object) -> EngineCore:
     return build_engine(configured.resolved.config, configured.platform)
 
 
-def run(engine: EngineCore, prompts: list[list[int]], alone: bool) -> tuple[list[list[int]], int, int]:
-    """Output tokens of each prompt, preemptions, cached tokens."""
+def run(
+    engine: EngineCore, prompts: list[list[int]], alone: bool, preempt_every: int = 0
+) -> tuple[list[list[int]], int, int]:
+    """Output tokens of each prompt, preemptions, cached tokens. `preempt_every` so many steps, everything starts over:
+    a state that never grows is never short of memory."""
     outputs: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
-    num_preempted = num_cached = 0
+    num_preempted = num_cached = num_steps = 0
     params = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT, ignore_eos=True)
     for i, prompt in enumerate(prompts):
         engine.add(Submit(str(i), prompt, params, float(i)))
         while engine.has_work() and (alone or i == len(prompts) - 1):
             step = engine.step()
+            num_steps += 1
+            if preempt_every and num_steps % preempt_every == 0:
+                num_preempted += len(engine.scheduler.running)
+                engine.scheduler.preempt_all()
             for delta in step.deltas:
                 assert delta.error is None
                 outputs[delta.request_id] += delta.token_ids
@@ -126,6 +131,7 @@ def test_preemption_changes_no_token(reference: Reference, caching: bool, depth:
         async_scheduling=depth == 2,
         scheduling_policy=policy,
     )
-    outputs, num_preempted, _ = run(engine, reference.prompts * 4, alone=False)
-    assert outputs == reference.outputs * 4
+    every = (7 if caching else 40) if engine.scheduler.cache.has_states else 0
+    outputs, num_preempted, _ = run(engine, reference.prompts * 3, alone=False, preempt_every=every)
+    assert outputs == reference.outputs * 3
     assert num_preempted > 0

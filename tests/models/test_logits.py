@@ -46,6 +46,10 @@ LONG = rope(
 )
 SHORT = {"rope_parameters": {**LONG["rope_parameters"], "original_max_position_embeddings": 80}}
 
+NO_ATTENTION = {key: SMALL[key] for key in SMALL if not key.endswith(("heads", "embeddings", "eps", "mediate_size"))}
+MAMBA2 = {"num_heads": 6, "head_dim": 16, "state_size": 12}
+BAMBA = {"attn_layer_indices": [1], "mamba_n_heads": 6, "mamba_d_state": 12}
+
 # name: (class of transformers, changes to SMALL, max_model_len)
 VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {
     "llama": ("Llama", {}, 128),
@@ -90,16 +94,37 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         128,
     ),
+    "mamba": ("Mamba", {"state_size": 5}, 128),
+    "mamba-biases-untied": (
+        "Mamba",
+        {"use_bias": True, "use_conv_bias": False, "tie_word_embeddings": False, "conv_kernel": 3, "expand": 3},
+        128,
+    ),
+    "mamba2": ("Mamba2", {**MAMBA2, "n_groups": 1, "use_bias": True}, 128),
+    "mamba2-groups": ("Mamba2", {**MAMBA2, "n_groups": 2, "tie_word_embeddings": True, "use_conv_bias": False}, 128),
+    "mamba2-limit": ("Mamba2", {**MAMBA2, "n_groups": 3, "time_step_limit": (0.5, 0.9), "conv_kernel": 5}, 128),
+    "bamba": ("Bamba", BAMBA, 128),
+    "bamba-all": (
+        "Bamba",
+        {**BAMBA, **LLAMA3, "mamba_n_groups": 2, "mamba_proj_bias": True, "mlp_bias": True, "attention_bias": True},
+        128,
+    ),
 }
+
+
+def config_of(name: str) -> transformers.PreTrainedConfig:
+    family, changes, _ = VARIANTS[name]
+    kind = "TextConfig" if family == "Gemma3" else "Config"
+    small = NO_ATTENTION if family in ("Mamba", "Mamba2") else SMALL
+    return getattr(transformers, f"{family}{kind}")(**{**small, **changes})
 
 
 class Reference:
     """A checkpoint on disk, some texts, and transformers' logits of them."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        family, changes, self.max_model_len = VARIANTS[name]
-        kind = "TextConfig" if family == "Gemma3" else "Config"
-        config = getattr(transformers, f"{family}{kind}")(**{**SMALL, **changes})
+        family, _, self.max_model_len = VARIANTS[name]
+        config = config_of(name)
         torch.manual_seed(0)
         model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
         randomise(model)

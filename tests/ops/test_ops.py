@@ -10,6 +10,7 @@ import torch
 
 from octavo.ops import dispatch
 from tests.dense_attention import dense_attention, random_layout
+from tests.ops import test_ssm
 
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 DTYPES = list(TOLERANCE)
@@ -61,6 +62,22 @@ def test_add_rms_norm(implementation: str, dtype: torch.dtype, shape: tuple[int,
     close(out, normed(total, weight, 1e-5, offset), dtype)
     assert torch.equal(x, kept[0])
     assert torch.equal(residual, kept[1])
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+@each("gated_rms_norm")
+def test_gated_rms_norm(implementation: str, dtype: torch.dtype, groups: int, before: bool) -> None:
+    run = dispatch.implementation_of("gated_rms_norm", implementation)
+    for rows, width in SHAPES:
+        x, gate = random(rows, 2 * width + 3, dtype=dtype, scale=3.0)[:, 3:].split(width, -1)
+        weight = random(width, dtype=dtype, seed=1)
+        opened = gate.double() / (1 + torch.exp(-gate.double()))
+        inner = x.double() if before else x.double() * opened
+        parts = zip(inner.chunk(groups, -1), weight.chunk(groups), strict=True)
+        expected = torch.cat([normed(part, part_weight, 0.1, 0.0) for part, part_weight in parts], -1)
+        close(run(x, gate, weight, 0.1, groups, before), expected * opened if before else expected, dtype)
 
 
 def gelu_tanh(x: float) -> float:
@@ -181,6 +198,6 @@ def test_paged_attention(
     close(out, dense_attention(layout, 0.3, window, soft_cap), dtype)
 
 
-def test_every_op_is_tested_here() -> None:
-    tested = {name.removeprefix("test_") for name in globals()} | set(ACTIVATIONS)
+def test_every_op_is_tested() -> None:
+    tested = {name.removeprefix("test_") for name in globals()} | set(ACTIVATIONS) | set(test_ssm.CASES)
     assert set(dispatch.present()) <= tested

@@ -6,20 +6,25 @@ from octavo.ops.torch.activation import gelu_and_mul, gelu_tanh_and_mul, silu_an
 from octavo.ops.torch.attention import paged_attention
 from octavo.ops.torch.cache import write_kv
 from octavo.ops.torch.linear import linear
-from octavo.ops.torch.norm import add_rms_norm, rms_norm
+from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.torch.rope import rope_and_write
+from octavo.ops.torch.ssm import causal_conv1d, selective_scan, ssd
 
 OPS = {
     function.__name__: function
     for function in (
         add_rms_norm,
+        causal_conv1d,
+        gated_rms_norm,
         gelu_and_mul,
         gelu_tanh_and_mul,
         linear,
         paged_attention,
         rms_norm,
         rope_and_write,
+        selective_scan,
         silu_and_mul,
+        ssd,
         write_kv,
     )
 }

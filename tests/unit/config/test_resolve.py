@@ -44,6 +44,9 @@ CONFIG = {
 }
 
 
+MAMBA = {"architectures": ["MambaForCausalLM"], "state_size": 16, "max_position_embeddings": None}
+
+
 def run(
     config: dict[str, Any] | None = None,
     platform: PlatformFacts = CPU,
@@ -156,6 +159,16 @@ def test_an_asked_length_is_kept_or_refused() -> None:
         run(max_model_len=4097)
 
 
+def test_a_model_without_positions_has_a_default_length_and_no_limit() -> None:
+    resolved = run(MAMBA)
+    assert resolved.config.model.max_model_len == 32_768
+    assert "no limit" in why(resolved, "max_model_len")
+    assert run(MAMBA, max_model_len=1_000_000).config.scheduler.max_model_len == 1_000_000
+    assert run({**MAMBA, "max_position_embeddings": 500}).config.model.max_model_len == 500
+    with pytest.raises(ConfigurationError, match=r"max_model_len \(4097\) must not exceed 4096"):
+        run({"mamba_d_state": 16, "num_attention_heads": 4}, max_model_len=4097)  # a hybrid
+
+
 # ---- scheduler
 
 
@@ -216,6 +229,28 @@ def test_prefix_caching() -> None:
     assert run().config.cache.enable_prefix_caching
     assert not run(enable_prefix_caching=False).config.cache.enable_prefix_caching
     assert run().config.cache.block_size == 16
+
+
+@pytest.mark.parametrize(
+    ("both", "proper", "dtypes"),
+    [
+        ("auto", "auto", ("bfloat16", "float32")),
+        ("auto", "bfloat16", ("bfloat16", "bfloat16")),
+        ("float32", "auto", ("float32", "float32")),
+        ("bfloat16", "auto", ("bfloat16", "bfloat16")),
+        ("bfloat16", "float32", ("bfloat16", "float32")),
+    ],
+)
+def test_dtypes_of_states(both: str, proper: str, dtypes: tuple[str, str]) -> None:
+    resolved = run(MAMBA, mamba_cache_dtype=both, mamba_ssm_cache_dtype=proper)
+    assert (resolved.config.cache.conv_state_dtype, resolved.config.cache.ssm_state_dtype) == dtypes
+    assert why(resolved, "mamba_ssm_cache_dtype")
+
+
+def test_dtypes_of_states_mean_nothing_without_states() -> None:
+    asked = run(mamba_ssm_cache_dtype="bfloat16")
+    assert why(asked, "mamba_ssm_cache_dtype") == "not used: LlamaForCausalLM has no recurrent layers"
+    assert not [reason for reason in run().reasons if reason.option.startswith("mamba")]
 
 
 # ---- model and text

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.cache.retention import KeepAll, KeepWindow
+from octavo.cache.retention import KeepAll, KeepLatest, KeepWindow
 from octavo.core.request import FinishReason
 from octavo.errors import InvalidRequest, PromptTooLong
 from tests.simulation import check_books, check_nothing_leaked, expected_output, make_engine, run, submit
@@ -19,6 +19,9 @@ PAGES = {
     "window beside full": ((320, KeepWindow(40)), (64, KeepAll())),
     "a page 64 times larger": ((64 * 64, KeepWindow(20)), (64, KeepAll())),
     "three groups": ((192, KeepWindow(17)), (64, KeepAll()), (128, KeepWindow(100))),
+    "a state alone": ((4096, KeepLatest()),),
+    "a state 1,000 times larger beside keys": ((64_000, KeepLatest(2, 3)), (64, KeepAll())),
+    "every retention": ((640, KeepLatest(3)), (64, KeepAll()), (128, KeepWindow(40)), (320, KeepLatest())),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +16,8 @@ from octavo.scheduler.caps import UNLIMITED, FairShare, LongPrefill, water_level
 @dataclass
 class Plan:
     budget_left: int
+    token_budget: int = 1024
+    num_scheduled: dict[str, int] = field(default_factory=dict)
 
 
 def prompt(length: int, priority: int = 0) -> Request:

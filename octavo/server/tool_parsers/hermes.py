@@ -1,0 +1,18 @@
+"""Hermes, Qwen 2.5, Qwen 3, Granite 4: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, one tag a call."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from octavo.server.text_stream import Steps
+from octavo.server.tool_parsers.json_calls import JsonCalls
+
+
+class HermesCalls(JsonCalls):
+    openings: ClassVar[tuple[str, ...]] = ("<tool_call>",)
+    markers = openings
+    closings = ("</tool_call>",)
+
+    def read_call(self, opening: str) -> Steps[None]:
+        if (yield from self.objects()):
+            yield from self.close()
