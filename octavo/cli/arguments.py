@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from octavo.config.options import OptionRow, Options, make_options, option_rows
@@ -18,6 +18,11 @@ _GROUP_TITLES = {
     "cache": "cache",
     "scheduler": "scheduler",
     "machine": "machine",
+    "listen": "where to listen",
+    "access": "who may ask",
+    "models": "what is served",
+    "answers": "answers",
+    "operation": "operation",
 }
 
 
@@ -69,6 +74,10 @@ class _OptionAction(argparse.Action):
             setattr(namespace, self.dest, not (option_string or "").startswith("--no-"))
             return
         try:
+            if self.row.kind == "texts":
+                parts = [part for value in values for part in self.row.parse(value)]
+                setattr(namespace, self.dest, [*getattr(namespace, self.dest, []), *parts])
+                return
             setattr(namespace, self.dest, self.row.parse(values))
         except ConfigurationError as error:
             parser.error(str(error).replace(self.row.name, option_string or self.row.name, 1))
@@ -79,11 +88,20 @@ def add_engine_arguments(
 ) -> None:
     """Every option as a flag, and --explain. `model` is "flag" (--model M, -m M) or "positional" ([MODEL]).
     Flags that are not given leave nothing in the namespace: see `options_from`."""
-    groups = {group: parser.add_argument_group(title) for group, title in _GROUP_TITLES.items()}
     left_out = set(leave_out)
-    for name, row in option_rows().items():
-        if name in left_out:
-            continue
+    add_row_arguments(parser, {name: row for name, row in option_rows().items() if name not in left_out}, model)
+    parser.add_argument(
+        "--explain", action="store_true", help="Print what every choice came to, and why, and stop before loading."
+    )
+
+
+def add_row_arguments(parser: argparse.ArgumentParser, rows: Mapping[str, OptionRow], model: str = "flag") -> None:
+    """The rows of an option table as flags, by group."""
+    groups = {
+        group: parser.add_argument_group(_GROUP_TITLES[group])
+        for group in dict.fromkeys(row.group for row in rows.values())
+    }
+    for name, row in rows.items():
         if name == "model" and model == "positional":
             parser.add_argument(
                 "model",
@@ -102,10 +120,9 @@ def add_engine_arguments(
             settings["nargs"] = 0
         else:
             settings["metavar"] = metavar(row)
+            if row.kind == "texts":
+                settings["nargs"] = "+"
         groups[row.group].add_argument(*flags, action=_OptionAction, row=row, **settings)
-    parser.add_argument(
-        "--explain", action="store_true", help="Print what every choice came to, and why, and stop before loading."
-    )
 
 
 def options_from(args: argparse.Namespace) -> Options:
@@ -166,10 +183,12 @@ def metavar(row: OptionRow) -> str:
 
 def default_text(row: OptionRow) -> str:
     """The default in words, empty where the option's text tells it."""
-    if row.default is None or row.default == {}:
+    if row.default is None or row.default == {} or row.default == []:
         return ""
     if isinstance(row.default, bool):
         return "on" if row.default else "off"
+    if isinstance(row.default, list):
+        return " ".join(row.default)
     return str(row.default)
 
 

@@ -34,6 +34,12 @@ REQUIRED = (
     "tqdm",
     "psutil",
     "prompt_toolkit",
+    "fastapi",
+    "pydantic",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "pyyaml",
 )
 OPTIONAL = {"transformers": "only tests and comparisons with it are impossible"}
 

@@ -1,6 +1,7 @@
 """The `octavo` command: finds the subcommand, parses its flags, turns errors into one line and an exit status.
 
-A subcommand is a module with `add_arguments(parser) -> None` and `main(args) -> int` (the exit status). It is imported
+A subcommand is a module with `add_arguments(parser) -> None` and `main(args) -> int` (the exit status), and perhaps
+`complete(args) -> args`, which adds what else was said, such as in a file. It is imported
 only when it is named, and imports nothing heavy (torch, numpy) at its top, so that help appears at once.
 """
 
@@ -30,6 +31,7 @@ class Command:
 
 
 COMMANDS = {
+    "serve": Command("octavo.cli.serve", "Answer over HTTP, through OpenAI's and Anthropic's APIs."),
     "run": Command("octavo.cli.run", "Answer one prompt and stop."),
     "chat": Command("octavo.cli.chat", "Talk with a model in the terminal."),
     "bench": Command("octavo.cli.bench", "Measure latency, throughput or start-up."),
@@ -83,6 +85,8 @@ def _dispatch(argv: list[str]) -> int:
         args = parser.parse(argv[1:])
     except SystemExit as exit_:  # argparse printed help
         return exit_.code if isinstance(exit_.code, int) else 0
+    if hasattr(module, "complete"):
+        args = module.complete(args)
     if getattr(args, "explain", False):
         return _explain(args)
     status: int = module.main(args)

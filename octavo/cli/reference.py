@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 
 from octavo.cli.arguments import default_text, metavar
 from octavo.cli.main import COMMANDS, make_parser
 from octavo.config.env import VARIABLES
 from octavo.config.options import OptionRow, option_rows
+from octavo.config.serve_options import serve_rows
 
 _MADE = "<!-- Made by scripts/gendocs: change the code, not this page. -->"
 
@@ -21,11 +23,27 @@ def options_page() -> str:
         "`LLM(model, name=value)` and `AsyncEngine` take them by name, the command line as flags. What is left unset "
         "is chosen from the model and the machine; `--explain` prints each choice with its reason.",
     ]
-    rows = option_rows().values()
+    return "\n".join(lines + _tables(option_rows().values())) + "\n"
+
+
+def serve_page() -> str:
+    lines = [
+        "# Options of serving",
+        "",
+        _MADE,
+        "",
+        "`octavo serve` takes them as flags, beside the engine's [options](options.md), and from a file: "
+        "`--config FILE.yaml`.",
+    ]
+    return "\n".join(lines + _tables(serve_rows().values())) + "\n"
+
+
+def _tables(rows: Iterable[OptionRow]) -> list[str]:
+    rows, lines = list(rows), []
     for group in dict.fromkeys(row.group for row in rows):
         lines += ["", f"## {group.capitalize()}", "", "| option | values | default | meaning |", "|---|---|---|---|"]
         lines += [_option_line(row) for row in rows if row.group == group]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def environment_page() -> str:
@@ -54,12 +72,17 @@ def commands_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"options.md": options_page, "environment.md": environment_page, "cli.md": commands_page}
+PAGES = {
+    "options.md": options_page,
+    "serve.md": serve_page,
+    "environment.md": environment_page,
+    "cli.md": commands_page,
+}
 
 
 def _arguments(parser: argparse.ArgumentParser, prog: str) -> list[str]:
     """A table of a parser's own flags, then those of its subcommands. Engine options are linked, not repeated."""
-    rows, lines, takes_options = [], [], False
+    rows, lines, takes_options, takes_serve_options = [], [], False, False
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
@@ -71,9 +94,14 @@ def _arguments(parser: argparse.ArgumentParser, prog: str) -> list[str]:
         if action.dest in option_rows() and action.option_strings:
             takes_options = True
             continue
+        if prog == "octavo serve" and action.dest in serve_rows():
+            takes_serve_options = True
+            continue
         rows.append(_argument_line(action))
     table = ["", "| argument | meaning |", "|---|---|", *rows] if rows else []
     link = ["", "Also takes every [option](options.md) as a flag."] if takes_options else []
+    if takes_serve_options:
+        link[-1] = "Also takes every [option](options.md) and every [option of serving](serve.md) as a flag."
     return table + link + lines
 
 

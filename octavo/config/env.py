@@ -25,6 +25,7 @@ VARIABLES: tuple[Variable, ...] = (
         "For octavo's own tests: token ids in prompts of two tokens and more at which the engine's process fails, as "
         "`raise=7,nan=8,exit=9`, and `delay=0.01` seconds before each step. Never set it where anybody is served.",
     ),
+    Variable("OCTAVO_API_KEY", "", "Key that requests to `octavo serve` must bring, where no --api-key is given."),
 )
 
 _BY_NAME = {variable.name: variable for variable in VARIABLES}

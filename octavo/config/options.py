@@ -34,8 +34,8 @@ def option(
 ) -> Any:
     """A row of the table. `low` and `high` are inclusive limits."""
     metadata = {"group": group, "text": text, "low": low, "high": high}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -187,7 +187,7 @@ class OptionRow:
     """One option, as flags and documents need it."""
 
     name: str
-    kind: str  # "text", "model", "integer", "number", "switch", "choice", "bytes", "tokens", "context", "json"
+    kind: str  # "text", "texts", "model", "integer", "number", "switch", "choice", "bytes", "tokens", "context", "json"
     default: Any
     text: str
     group: str
@@ -215,6 +215,8 @@ class OptionRow:
                     return self.check(parse_tokens(text))
                 case "json":
                     return self.check(json.loads(text))
+                case "texts":
+                    return self.check(json.loads(text) if text.startswith("[") else [text])
         except ConfigurationError:
             raise
         except ValueError:
@@ -230,6 +232,8 @@ class OptionRow:
         match self.kind:
             case "text":
                 good = isinstance(value, str) and value != ""
+            case "texts":
+                good = isinstance(value, list) and all(isinstance(part, str) and part != "" for part in value)
             case "model":
                 good = (isinstance(value, str) and value != "") or (isinstance(value, dict) and len(value) > 0)
             case "choice":
@@ -256,6 +260,8 @@ class OptionRow:
         match self.kind:
             case "text":
                 return "a string that is not empty"
+            case "texts":
+                return "a list of strings that are not empty"
             case "model":
                 return "a directory, a GGUF file, a hub id or (from Python) the content of a config.json"
             case "choice":
@@ -285,10 +291,15 @@ _KINDS: dict[Any, str] = {str: "text", int: "integer", float: "number", bool: "s
 
 @cache
 def option_rows() -> dict[str, OptionRow]:
-    """The table by name, in order."""
-    hints = get_type_hints(Options, include_extras=True)
+    """The engine's table by name, in order."""
+    return rows_of(Options)
+
+
+def rows_of(table: type[Any]) -> dict[str, OptionRow]:
+    """The rows of a dataclass whose fields are made by `option`, by name and in order."""
+    hints = get_type_hints(table, include_extras=True)
     rows = {}
-    for field in fields(Options):
+    for field in fields(table):
         hint = hints[field.name]
         if get_origin(hint) in (Union, types.UnionType):
             hint = next(part for part in get_args(hint) if part is not type(None))
@@ -299,9 +310,13 @@ def option_rows() -> dict[str, OptionRow]:
             kind, choices = "choice", get_args(hint)
         elif get_origin(hint) is dict:
             kind = "json"
+        elif get_origin(hint) is list:
+            kind = "texts"
         else:
             kind = _KINDS[hint]
-        default = field.default if field.default is not dataclasses.MISSING else {}
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         data = field.metadata
         rows[field.name] = OptionRow(
             field.name, kind, default, data["text"], data["group"], choices, data["low"], data["high"]
@@ -311,13 +326,16 @@ def option_rows() -> dict[str, OptionRow]:
 
 def make_options(values: Mapping[str, Any] | None = None, **more: Any) -> Options:
     """Options from names and values, each checked. Raises ConfigurationError, also for names that do not exist."""
-    given = {**(values or {}), **more}
-    rows = option_rows()
+    return Options(**check_values(option_rows(), {**(values or {}), **more}))
+
+
+def check_values(rows: Mapping[str, OptionRow], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, each checked by its row. Raises ConfigurationError, also for names that have no row."""
     for name in given:
         if name not in rows:
             near = difflib.get_close_matches(name, rows, n=1)
             raise ConfigurationError(f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else ""))
-    return Options(**{name: rows[name].check(value) for name, value in given.items()})
+    return {name: rows[name].check(value) for name, value in given.items()}
 
 
 _BYTE_UNITS = {

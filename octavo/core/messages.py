@@ -113,13 +113,8 @@ class Query(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """Answered between two steps by a `Reply` of the same id."""
 
     query_id: int
-    name: Literal["ping", "stats", "reset_prefix_cache"]
-
-
-class Watch(msgspec.Struct, array_like=True, frozen=True, tag=True):
-    """For so long, the statistics of steps shall have `shares`."""
-
-    seconds: float
+    name: Literal["ping", "stats", "reset_prefix_cache", "watch"]
+    seconds: float = 0.0  # of "watch"
 
 
 class CoreStats(msgspec.Struct, array_like=True, frozen=True):

@@ -23,10 +23,9 @@ from octavo.core.messages import (
     StepOutputs,
     Stop,
     Submit,
-    Watch,
 )
 
-ToCore: TypeAlias = Hello | Submit | Abort | Query | Watch | Goodbye
+ToCore: TypeAlias = Hello | Submit | Abort | Query | Goodbye
 ToFrontend: TypeAlias = StepOutputs | Reply
 Control: TypeAlias = LaunchCore | LaunchFrontend | Ready | Failed | Stop | CoreStatus
 

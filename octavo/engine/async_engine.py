@@ -117,8 +117,8 @@ class AsyncEngine:
         self._readers: dict[str, _Reader] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._death: EngineDead | None = None
-        self.recorder: Recorder | None = None
         self._is_draining = False
+        self._recorder: Recorder | None = None
         self._is_idle = asyncio.Event()
         atexit.register(self.shutdown)
 
@@ -132,8 +132,8 @@ class AsyncEngine:
                     frontend.learn(status.facts.max_total_tokens)
 
             self._source.subscribe(learn)
+        frontend.outputs.recorder = self._recorder
         self._loading.set_result(frontend)
-        frontend.outputs.recorder = self.recorder
 
     # ---- for users, on the event loop
 
@@ -279,16 +279,20 @@ class AsyncEngine:
 
     def record_with(self, recorder: Recorder | None) -> None:
         """From here on, `recorder` hears of steps and requests; its live view gets what it asks the core for."""
-        self.recorder = recorder
-        if self._loading.done() and self._loading.exception() is None:
+        self._recorder = recorder
+        if self._loading.done():
             self.outputs.recorder = recorder
         if recorder is not None and recorder.live is not None:
             recorder.live.watch = self.watch
 
+    @property
+    def recorder(self) -> Recorder | None:
+        return self._recorder
+
     def watch(self, seconds: float) -> None:
         """For so long, statistics say what each request got of each step. Called on the event loop."""
         if self.is_running and self._loading.done():
-            self._bind(asyncio.get_running_loop())
+            self._bind(asyncio.get_running_loop())  # nobody may have asked for anything yet
             self._core.send(lambda client: client.watch(seconds))
 
     def get_tokenizer(self) -> Tokenizer:

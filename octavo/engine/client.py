@@ -23,9 +23,9 @@ class Core(Protocol):
 
     def reset_prefix_cache(self) -> bool: ...
 
-    def watch(self, seconds: float) -> None: ...
-
     def stats(self) -> CoreStats: ...
+
+    def watch(self, seconds: float) -> None: ...
 
     def shutdown(self) -> None: ...
 
@@ -47,11 +47,11 @@ class EngineClient(Protocol):
     def reset_prefix_cache(self) -> bool:
         """Forgets cached prefixes. False while requests hold blocks."""
 
-    def watch(self, seconds: float) -> None:
-        """For so long, statistics say what each request got of each step."""
-
     def stats(self) -> CoreStats:
         """The core at this moment."""
+
+    def watch(self, seconds: float) -> None:
+        """For so long, statistics say what each request got of each step."""
 
     def shutdown(self) -> None:
         """Gives back what the core holds. May be called again."""
@@ -78,11 +78,11 @@ class InlineClient:
     def reset_prefix_cache(self) -> bool:
         return self.core.reset_prefix_cache()
 
-    def watch(self, seconds: float) -> None:
-        self.core.watch(seconds)
-
     def stats(self) -> CoreStats:
         return self.core.stats()
+
+    def watch(self, seconds: float) -> None:
+        self.core.watch(seconds)
 
     def shutdown(self) -> None:
         self.core.shutdown()

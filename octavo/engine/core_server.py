@@ -27,7 +27,6 @@ from octavo.core.messages import (
     Reply,
     StepOutputs,
     Submit,
-    Watch,
 )
 from octavo.core.request import FinishReason
 from octavo.core.wire import MalformedMessage, decode_to_core, encode, submitted_id
@@ -166,8 +165,6 @@ class CoreServer:
                 self._core.abort([name for name in message.request_ids if self._owners.get(name) is frontend])
             elif isinstance(message, Query):
                 frontend.outbox.put_reply(Reply(message.query_id, self._answer(message)))
-            elif isinstance(message, Watch):
-                self._core.watch(min(message.seconds, MAX_WATCH))
             else:
                 assert isinstance(message, Goodbye)
                 self._drop(identity, "has left")
@@ -210,6 +207,9 @@ class CoreServer:
 
     def _answer(self, query: Query) -> bool | CoreStats:
         if query.name == "ping":
+            return True
+        if query.name == "watch":
+            self._core.watch(min(query.seconds, MAX_WATCH))
             return True
         if query.name == "reset_prefix_cache":
             return self._core.reset_prefix_cache()

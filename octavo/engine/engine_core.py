@@ -31,11 +31,11 @@ class EngineCore:
         self._quarantine = Quarantine()
         self._random = random.Random(seed)
         self._pending: list[Delta] = []  # ends that no step brought: aborts and failures
-        self._watched_until = 0.0  # of `time.perf_counter`
-        self._num_corrupted = 0  # since the last statistics
         self._started: list[str] = []  # that the next outputs report
         # told which requests get a row, before the forward that might fail
         self.on_start: Callable[[list[str]], None] = self._started.extend
+        self._watched_until = 0.0  # of `time.perf_counter`
+        self._num_corrupted = 0  # since the last statistics
 
     def add(self, submit: Submit) -> None:
         """Raises InvalidRequest; nothing has changed then."""
@@ -75,10 +75,6 @@ class EngineCore:
         """Forgets cached prefixes. False while requests hold blocks."""
         return self.scheduler.cache.reset()
 
-    def watch(self, seconds: float) -> None:
-        """For so long, each step's statistics say what each request got of it. Who goes on watching asks again."""
-        self._watched_until = max(self._watched_until, time.perf_counter() + seconds)
-
     def stats(self) -> CoreStats:
         scheduler, pool = self.scheduler, self.scheduler.cache.pool
         num_blocks = pool.num_slabs * pool.blocks_per_slab[0]
@@ -88,6 +84,10 @@ class EngineCore:
             num_blocks=num_blocks,
             num_used_blocks=round(scheduler.cache.usage * num_blocks),
         )
+
+    def watch(self, seconds: float) -> None:
+        """For so long, each step's statistics say what each request got of it. Who goes on watching asks again."""
+        self._watched_until = max(self._watched_until, time.perf_counter() + seconds)
 
     def shutdown(self) -> None:
         """Ends everything in progress and gives the device's memory back. May be called again."""

@@ -32,7 +32,6 @@ from octavo.core.messages import (
     StepOutputs,
     StepStats,
     Submit,
-    Watch,
 )
 from octavo.core.request import FinishReason
 from octavo.core.wire import MalformedMessage, ToCore, decode_to_frontend, encode
@@ -140,11 +139,6 @@ class ProcessClient:
         assert isinstance(stats, CoreStats)
         return stats
 
-    def watch(self, seconds: float) -> None:
-        """Forgotten where there is no core: who watches asks again."""
-        if self._socket is not None:
-            self._send(Watch(seconds))
-
     def shutdown(self) -> None:
         if not self._is_open:
             return
@@ -199,7 +193,12 @@ class ProcessClient:
             self._socket is not None and bool(int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN)
         )
 
-    def query(self, name: Literal["ping", "stats", "reset_prefix_cache"]) -> Future[Any]:
+    def watch(self, seconds: float) -> None:
+        """Asked of the core that there is now, if there is one; nobody waits for the answer."""
+        if self._socket is not None:
+            self.query("watch", seconds)
+
+    def query(self, name: Literal["ping", "stats", "reset_prefix_cache", "watch"], seconds: float = 0.0) -> Future[Any]:
         """Done when the core has answered; fails with Unavailable where there is none."""
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
@@ -208,7 +207,7 @@ class ProcessClient:
             return future
         self._num_queries += 1
         self._queries[self._num_queries] = future
-        self._send(Query(self._num_queries, name))
+        self._send(Query(self._num_queries, name, seconds))
         return future
 
     # ---- the core comes and goes

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import zmq
 
-from octavo.core.messages import Abort, CoreStats, Delta, Goodbye, Hello, Query, Reply, StepOutputs, Submit, Watch
+from octavo.core.messages import Abort, CoreStats, Delta, Goodbye, Hello, Query, Reply, StepOutputs, Submit
 from octavo.core.params import SamplingParams
 from octavo.core.wire import decode_to_frontend, encode
 from octavo.engine.core_server import MAX_WATCH, CoreServer, open_router
@@ -94,11 +94,11 @@ class Peer:
                 self.deltas += message.deltas
                 self.started += message.started
 
-    def ask(self, name: Any) -> Any:
+    def ask(self, name: Any, seconds: float = 0.0) -> Any:
         self.num_queries += 1
         number = self.num_queries
         self.reply: Reply | None = None
-        self.send(Query(number, name))
+        self.send(Query(number, name, seconds))
         self.read(lambda: self.reply is not None and self.reply.query_id == number)
         assert self.reply is not None
         return self.reply.value
@@ -305,7 +305,5 @@ def _cpu_seconds(thread: threading.Thread) -> float:
 def test_a_front_end_watches_for_a_while_at_a_time(tmp_path: Path) -> None:
     with served(tmp_path) as (core, _, connect, _):
         peer = connect()
-        peer.send(Watch(5.0))
-        assert peer.ask("ping") and core.watched_for == 5.0
-        peer.send(Watch(1e9))
-        assert peer.ask("ping") and core.watched_for == MAX_WATCH
+        assert peer.ask("watch", 5.0) and core.watched_for == 5.0
+        assert peer.ask("watch", 1e9) and core.watched_for == MAX_WATCH

@@ -1,0 +1,80 @@
+"""Log-probabilities in the two forms that OpenAI's APIs have for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from octavo.core.outputs import Logprob, PositionLogprobs
+from octavo.engine.detokenizer import TokenText
+
+_LOWEST = -9999.0  # JSON has no infinity
+
+
+class TokenNames:
+    """How tokens are written: their text, or "token_id:N"."""
+
+    def __init__(self, token_text: TokenText | None, as_ids: bool) -> None:
+        self._text, self._as_ids = token_text, as_ids or token_text is None
+
+    def name(self, token_id: int, entry: Logprob) -> str:
+        return f"token_id:{token_id}" if self._as_ids else entry.decoded_token or ""
+
+    def bytes_of(self, token_id: int, entry: Logprob) -> list[int] | None:
+        """A token may be part of a character, which only its bytes can tell."""
+        if self._text is None:
+            return None
+        if self._text.is_bytewise:
+            return list(self._text.piece(token_id, False))
+        return list((entry.decoded_token or "").encode("utf-8", "replace"))
+
+
+def chat_logprobs(
+    positions: Sequence[PositionLogprobs], token_ids: Sequence[int], num_top: int, names: TokenNames
+) -> list[dict[str, Any]]:
+    """One entry for each token: its own, and the `num_top` most likely."""
+    return [
+        {
+            **_entry(token_id, position[token_id], names),
+            "top_logprobs": [_entry(other, entry, names) for other, entry in most_likely(position, num_top)],
+        }
+        for position, token_id in zip(positions, token_ids, strict=True)
+    ]
+
+
+def completion_logprobs(
+    positions: Sequence[PositionLogprobs], token_ids: Sequence[int], num_top: int, names: TokenNames, offset: int
+) -> tuple[dict[str, Any], int]:
+    """The lists of the older API, and where the next token's text begins. The chosen token is always among the top."""
+    offsets, tokens, chosen, top = [], [], [], []
+    for position, token_id in zip(positions, token_ids, strict=True):
+        entry = position[token_id]
+        token = names.name(token_id, entry)
+        offsets.append(offset)
+        offset += len(token)
+        tokens.append(token)
+        chosen.append(_finite(entry.logprob))
+        found = {names.name(other, one): _finite(one.logprob) for other, one in most_likely(position, num_top)}
+        found.setdefault(token, _finite(entry.logprob))
+        top.append(found)
+    return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}, offset
+
+
+def most_likely(position: PositionLogprobs, num_top: int) -> list[tuple[int, Logprob]]:
+    """The best `num_top` (-1: all), best first."""
+    entries = sorted(position.items(), key=lambda item: item[1].rank or 0)
+    if num_top == -1:
+        return entries
+    return [item for item in entries if (item[1].rank or 0) <= num_top][:num_top]
+
+
+def _entry(token_id: int, entry: Logprob, names: TokenNames) -> dict[str, Any]:
+    return {
+        "token": names.name(token_id, entry),
+        "logprob": _finite(entry.logprob),
+        "bytes": names.bytes_of(token_id, entry),
+    }
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LOWEST)

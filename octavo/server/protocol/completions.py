@@ -1,0 +1,64 @@
+"""POST /v1/completions: the request, the response, and the chunks of a stream."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from octavo.server.protocol.chat import ResponseFormat
+from octavo.server.protocol.fields import (
+    Closed,
+    PromptFields,
+    RequestFields,
+    SamplingFields,
+    StreamOptions,
+    Usage,
+)
+
+
+class CompletionRequest(RequestFields, SamplingFields, PromptFields):
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(
+        description="Text or token ids, of one prompt or of several."
+    )
+    n: int | None = None
+    best_of: int | None = Field(None, description="Only as much as n yet.")
+    max_tokens: int | None = Field(16, description="null: as many as the model's context allows. 0: with echo only.")
+    logprobs: int | None = Field(None, description="The most likely N tokens at each position.")
+    echo: bool | None = Field(False, description="Begin the answer with the prompt.")
+    suffix: str | None = Field(None, description="Not supported yet.")
+    stream_options: StreamOptions | None = None
+    add_special_tokens: bool = True
+    response_format: ResponseFormat | None = Field(None, description='Only {"type": "text"} yet.')
+
+
+class CompletionLogprobs(Closed):
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class CompletionChoice(Closed):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionResponse(Closed):
+    """Of a stream, each chunk has this form too."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    usage: Usage | None = None
+    kv_transfer_params: None = None

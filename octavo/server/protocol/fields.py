@@ -1,0 +1,120 @@
+"""What several APIs' requests and responses have in common. Unknown fields are accepted everywhere."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+INT64 = 2**63
+
+
+class Open(BaseModel):
+    """Takes fields that it does not know, as clients of other servers send them."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class Closed(BaseModel):
+    """A response: exactly these fields."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ErrorInfo(Closed):
+    message: str
+    type: str
+    param: str | None = None
+    code: int | str | None = None
+
+
+class ErrorResponse(Closed):
+    error: ErrorInfo
+
+
+class SamplingFields(Open):
+    """How tokens are chosen. What is left out takes the model's own default (generation_config.json), then octavo's."""
+
+    temperature: float | None = Field(None, description="0 is greedy; at most 2.")
+    top_p: float | None = None
+    top_k: int | None = Field(None, description="Keep this many tokens; 0 or -1 keeps all.")
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = Field(None, ge=-INT64, le=INT64 - 1)
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+
+class RequestFields(Open):
+    """What is not about tokens."""
+
+    model: str | None = Field(None, description="A name of /v1/models; left out, the first of them.")
+    stream: bool | None = False
+    user: str | None = None
+    priority: int = Field(
+        0, ge=-INT64, le=INT64 - 1, description="Lower goes first, with --scheduling-policy priority."
+    )
+    request_id: str | None = Field(None, description="Becomes part of the answer's id.")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=1024, description="Requests with another salt share no cached prompts."
+    )
+
+
+class PromptFields(Open):
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, le=INT64 - 1, description="Keep this many tokens of the prompt; -1: as many as the model takes."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(None, description="Where tokens are dropped: left.")
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+
+class StreamOptions(Open):
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+class PromptTokensDetails(Closed):
+    cached_tokens: int | None = None
+
+
+class CompletionTokensDetails(Closed):
+    reasoning_tokens: int = 0
+
+
+class Usage(Closed):
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class FunctionDefinition(Open):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Open):
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+class FunctionCall(Closed):
+    name: str
+    arguments: str
+
+
+class ToolCall(Closed):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
