@@ -247,7 +247,6 @@ class ProcessClient:
         while self._read(RECEIVE_QUEUE):
             pass
         self._close(linger=0)
-        self._outputs.append(StepOutputs(stats=StepStats(num_waiting=len(self._waiting), num_steps=0)))
         _log.warning(
             "the engine's process has died (%s): %d requests end, %d wait", reason, len(self._begun), len(self._waiting)
         )
@@ -269,9 +268,9 @@ class ProcessClient:
             self._forget(request_id)
         if request_ids:
             kind, reason = type(error).__name__, int(FinishReason.ERROR)
-            self._outputs.append(
-                StepOutputs([Delta(name, [], reason, error=str(error), error_type=kind) for name in request_ids])
-            )
+            deltas = [Delta(name, [], reason, error=str(error), error_type=kind) for name in request_ids]
+            nothing_runs = StepStats(num_waiting=len(self._waiting), num_steps=0)
+            self._outputs.append(StepOutputs(deltas, nothing_runs))
 
     def _fail_queries(self, error: Unavailable) -> None:
         queries, self._queries = self._queries, {}
