@@ -96,9 +96,10 @@ class Unavailable(OctavoError):
 class Overloaded(Unavailable):
     """Too much is queued already: nothing of the request was."""
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
+    def __init__(self, message: str, retry_after: int = 1, limit: str = "") -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.limit = limit  # the option that set it
 
 
 class EngineStarting(Unavailable):

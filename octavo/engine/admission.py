@@ -31,12 +31,14 @@ class Admission:
         if self.max_requests is not None and self.num_requests + len(submits) > self.max_requests:
             raise Overloaded(
                 f"{self.num_requests} requests are waiting, and max_num_queued_reqs allows {self.max_requests}: "
-                f"{len(submits)} more would be too many; try again later"
+                f"{len(submits)} more would be too many; try again later",
+                limit="max_num_queued_reqs",
             )
         if self.max_tokens is not None and self.num_tokens + num_tokens > self.max_tokens:
             raise Overloaded(
                 f"{self.num_tokens} prompt tokens are waiting, and max_num_queued_tokens allows {self.max_tokens}: "
-                f"{num_tokens} more would be too many; try again later"
+                f"{num_tokens} more would be too many; try again later",
+                limit="max_num_queued_tokens",
             )
         for submit in submits:
             self._queued[submit.request_id] = len(submit.prompt_token_ids)

@@ -37,11 +37,13 @@ from octavo.errors import (
     EngineStarting,
     InvalidRequest,
     OctavoError,
+    Overloaded,
     RequestFailed,
     ShuttingDown,
     Unavailable,
 )
 from octavo.platforms.detect import detect
+from octavo.telemetry.finished import current_trace
 from octavo.telemetry.recorder import Recorder
 from octavo.tokenization.tokenizer import Tokenizer
 
@@ -149,7 +151,7 @@ class AsyncEngine:
     ) -> AsyncIterator[RequestOutput]:
         """Outputs as `sampling_params.output_kind` asks, the last with `finished`. Closing the iterator, or
         cancelling the task that reads it, aborts the request. `trace_headers` (W3C Trace Context) name the trace that
-        the request's span joins.
+        the request's span joins; without them `current_trace` of the context does.
 
         Raises InvalidRequest and Unavailable (Overloaded, ShuttingDown, EngineDead) before anything runs, RequestFailed
         if this request fails while it runs, EngineRestarting or EngineDead if the core does.
@@ -169,9 +171,14 @@ class AsyncEngine:
         )
         if self._is_draining:
             raise ShuttingDown("the engine is about to end and takes no new requests")
-        self.admission.enter(prepared.submits)
+        try:
+            self.admission.enter(prepared.submits)
+        except Overloaded as error:
+            if self._recorder is not None:
+                self._recorder.rejection(error.limit)
+            raise
         request = frontend.outputs.add(prepared)
-        request.trace_headers = trace_headers or {}
+        request.trace_headers = current_trace.get() if trace_headers is None else trace_headers
         reader = self._readers[request_id] = _Reader(request)
         try:
             for submit in prepared.submits:
@@ -290,8 +297,10 @@ class AsyncEngine:
         return self._recorder
 
     def watch(self, seconds: float) -> None:
-        """For so long, statistics say what each request got of each step."""
-        self._core.send(lambda client: client.watch(seconds))
+        """For so long, statistics say what each request got of each step. Called on the event loop."""
+        if self.is_running and self._loading.done():
+            self._bind(asyncio.get_running_loop())  # nobody may have asked for anything yet
+            self._core.send(lambda client: client.watch(seconds))
 
     def get_tokenizer(self) -> Tokenizer:
         return self.frontend.require_tokenizer()

@@ -40,6 +40,7 @@ SEND_QUEUE = 64  # messages for one front end; then its outputs merge
 _LOOK_ROUND = 0.05  # seconds: while steps run, how often to see whether front ends live
 _RETRY = 0.02  # seconds until a front end that did not read is tried again
 _STATS_INTERVAL = 0.2  # seconds between counters for front ends that a step brought nothing else
+MAX_WATCH = 60.0  # seconds: the longest that one message keeps the core telling shares
 _MAX_MESSAGES = 1000  # taken in between two steps
 
 _CAN_WATCH = hasattr(os, "pidfd_open")
@@ -208,7 +209,7 @@ class CoreServer:
         if query.name == "ping":
             return True
         if query.name == "watch":
-            self._core.watch(query.seconds)
+            self._core.watch(min(query.seconds, MAX_WATCH))
             return True
         if query.name == "reset_prefix_cache":
             return self._core.reset_prefix_cache()

@@ -13,6 +13,8 @@ from octavo.core.messages import Delta, Reply, StepOutputs, StepStats
 # Values of a moment: the newest counts. Other numbers of StepStats are amounts: they add up.
 _GAUGES = frozenset({"num_running", "num_waiting", "num_deferred", "cache_usage"})
 
+_MAX_SHARES = 8192  # for a front end that does not read: then its amounts are enough
+
 Send = Callable[[StepOutputs | Reply], bool]  # False: not now
 
 
@@ -101,12 +103,16 @@ class _Growing:
 
 
 def merge_stats(earlier: StepStats, later: StepStats) -> StepStats:
-    """Two steps as one: amounts are summed, what is not a number is the later one's."""
+    """Two steps as one: amounts are summed, shares are put together, what else is no number is the later one's."""
     merged = {}
     for name in StepStats.__struct_fields__:
         old, new = getattr(earlier, name), getattr(later, name)
         is_amount = isinstance(new, int | float) and isinstance(old, int | float) and name not in _GAUGES
         merged[name] = old + new if is_amount else new
+    shares = None
+    if earlier.shares is not None and later.shares is not None:
+        shares = earlier.shares + later.shares
+    merged["shares"] = shares if shares is None or len(shares) <= _MAX_SHARES else None
     return StepStats(**merged)
 
 

@@ -90,7 +90,7 @@ class Completion:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.has_news = False
-        self.first_token_time = self.last_token_time = 0.0  # kept while somebody records them
+        self.first_token_time = self.last_token_time = 0.0  # when they came here; 0: not yet
         self.timing: Timing | None = None
         self._detokenizer: Detokenizer | None = None
         self._stop_strings: StopStrings | None = None
@@ -257,6 +257,8 @@ class ActiveRequest:
             ready = [completion for completion in self.completions if completion.has_news]
         if not ready:
             return None
+        last = max([completion.last_token_time for completion in self.completions])
+        self.metrics.last_token_time = last or None
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
@@ -275,6 +277,7 @@ class OutputProcessor:
     def __init__(self, token_text: TokenText | None) -> None:
         self.token_text = token_text
         self.recorder: Recorder | None = None
+        self._processed = -1.0  # when the last step was taken in
         self._completions: dict[str, Completion] = {}  # by the id that the core knows
 
     @property
@@ -293,27 +296,23 @@ class OutputProcessor:
         """Takes in one step. Deltas of requests that are over here already are passed by."""
         result = ProcessedStep()
         completions, recorder, now = self._completions, self.recorder, time.monotonic()
-        intervals: dict[float, int] = {}  # when a completion's last tokens came -> how many such
+        previous, self._processed = self._processed, now
+        num_regular = 0  # completions whose last tokens came with the step before
+        intervals: dict[float, int] = {}  # of others: when their last tokens came -> how many such
         for delta in outputs.deltas:
             completion = completions.get(delta.request_id)
             if completion is None:
                 continue
             request = completion.request
             if delta.token_ids:
-                if request.metrics.first_token_time is None and request.streams:
-                    request.metrics.first_token_time = now
-                request.metrics.last_token_time = now
-                if recorder is not None:
-                    last = completion.last_token_time
-                    if last:
-                        intervals[last] = intervals.get(last, 0) + 1
-                    else:
-                        completion.first_token_time = now
-                        if request.streams:
-                            recorder.first_token(now - request.metrics.arrival_time)
-                    completion.last_token_time = now
-            if delta.timing is not None:
-                completion.timing = delta.timing
+                last = completion.last_token_time
+                completion.last_token_time = now
+                if last == previous:  # mostly: each step has a token for each
+                    num_regular += 1
+                elif last:
+                    intervals[last] = intervals.get(last, 0) + 1
+                else:
+                    self._begin(completion, delta, now)
             if delta.num_cached_tokens > request.num_cached_tokens:
                 request.num_cached_tokens = delta.num_cached_tokens
             if delta.error is not None and request.error is None:
@@ -326,6 +325,7 @@ class OutputProcessor:
                 result.stopped.append(delta.request_id)
             if completion.finish_reason is not None:
                 del completions[delta.request_id]
+                completion.timing = delta.timing or completion.timing
                 self._end(completion, now)
             if not request.is_listed and (request.params.output_kind is not _FINAL_ONLY or request.num_unfinished == 0):
                 request.is_listed = True
@@ -333,11 +333,23 @@ class OutputProcessor:
         for request in result.changed:
             request.is_listed = False
         if recorder is not None:
+            if num_regular:
+                recorder.interval(now - previous, num_regular)
             for last, count in intervals.items():
                 recorder.interval(now - last, count)
             if outputs.stats is not None:
                 recorder.step(outputs.stats)
         return result
+
+    def _begin(self, completion: Completion, delta: Delta, now: float) -> None:
+        """Its first tokens are here."""
+        request = completion.request
+        completion.first_token_time, completion.timing = now, delta.timing
+        if request.streams:
+            if request.metrics.first_token_time is None:
+                request.metrics.first_token_time = now
+            if self.recorder is not None:
+                self.recorder.first_token(now - request.metrics.arrival_time)
 
     def _end(self, completion: Completion, now: float) -> None:
         request = completion.request

@@ -30,6 +30,7 @@ from octavo.core.messages import (
     Query,
     Reply,
     StepOutputs,
+    StepStats,
     Submit,
 )
 from octavo.core.request import FinishReason
@@ -267,9 +268,9 @@ class ProcessClient:
             self._forget(request_id)
         if request_ids:
             kind, reason = type(error).__name__, int(FinishReason.ERROR)
-            self._outputs.append(
-                StepOutputs([Delta(name, [], reason, error=str(error), error_type=kind) for name in request_ids])
-            )
+            deltas = [Delta(name, [], reason, error=str(error), error_type=kind) for name in request_ids]
+            nothing_runs = StepStats(num_waiting=len(self._waiting), num_steps=0)
+            self._outputs.append(StepOutputs(deltas, nothing_runs))
 
     def _fail_queries(self, error: Unavailable) -> None:
         queries, self._queries = self._queries, {}

@@ -133,6 +133,8 @@ class _Server(uvicorn.Server):
             engine = await self._loaded(loading)
             if engine is not None:
                 await asyncio.to_thread(engine.shutdown)
+            if self.state.recorder is not None:
+                await asyncio.to_thread(self.state.recorder.close)
         if loading.done() and not loading.cancelled() and (error := loading.exception()) is not None:
             raise error
 
@@ -195,6 +197,8 @@ class _Server(uvicorn.Server):
     async def _end_requests(self) -> None:
         """After the time that they had, running requests end with an error; after some more, their connections."""
         self.state.is_stopping = True
+        if self.state.recorder is not None and self.state.recorder.live is not None:
+            self.state.recorder.live.close()  # pages that are open need not be waited for
         patience = self.state.options.shutdown_timeout
         if self.state.num_active and patience:
             logger.info("%d requests have %g s to end", self.state.num_active, patience)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from octavo.core.messages import Timing
 from octavo.core.params import SamplingParams
@@ -50,6 +52,9 @@ class FinishedRequest:
 
 
 TRACE_HEADERS = ("traceparent", "tracestate")  # W3C Trace Context
+
+# the trace headers of the HTTP request that is being served
+current_trace: ContextVar[Mapping[str, str]] = ContextVar("current_trace", default=MappingProxyType({}))
 
 
 def trace_headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -63,6 +63,11 @@ class Recorder:
         if self.metrics is not None:
             self.metrics.interval(seconds, count)
 
+    def rejection(self, limit: str) -> None:
+        """A request was turned away; `limit` is the option that set the limit."""
+        if self.metrics is not None:
+            self.metrics.rejection(limit)
+
     def completion(self, ended: FinishedCompletion) -> None:
         if self.metrics is not None:
             self.metrics.completion(ended)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.server.page_app import SPEECH, make_app, traffic
+from tests.server.serving import serving as octavo_serve
 
 uvicorn = pytest.importorskip("uvicorn")
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -233,3 +237,27 @@ def test_a_key_is_asked_for_once(browser: Any) -> None:
         until(lambda: len(page.answer()) > 5)
         assert not page.find("#key-form").is_displayed()
         page.run("sessionStorage.clear()")
+
+
+def test_the_page_of_octavo_serve(browser: Any, tiny_model: Path) -> None:
+    with octavo_serve(tiny_model) as process:
+        page = Page(browser, process.url)  # asks again until the engine is there
+        page.find("#settings summary").click()
+        page.find("#max_tokens").send_keys("40")
+        page.find("#logprobs").click()
+        page.find("#settings summary").click()
+        page.say("hello")
+        until(lambda: page.all(".message footer"))
+        assert page.answer() and not page.all(".error"), page.find(".message.assistant").text
+        tokens = page.all(".token")
+        assert len(tokens) > 5
+        webdriver.ActionChains(browser).move_to_element(tokens[2]).perform()
+        until(lambda: page.find("#tip").is_displayed())
+        assert len(page.all("#tip tr")) >= 5
+        until(lambda: page.run("return octavoLive().bars") > 5)
+        until(lambda: page.num_drawn("#steps") > 100)
+        series = httpx.get(f"{process.url}/metrics").text
+        assert re.search(r'octavo:request_success_total\{.*finished_reason="(length|stop)".*\} 1\.0', series)
+        process.process.terminate()
+        assert process.wait(8) == 0  # a page that is open keeps nobody waiting
+        assert [line for line in page.complaints() if "503" not in line and "ERR_" not in line] == []

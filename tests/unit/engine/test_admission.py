@@ -13,6 +13,8 @@ from octavo.core.params import SamplingParams
 from octavo.engine.admission import Admission
 from octavo.engine.async_engine import AsyncEngine
 from octavo.errors import Overloaded, Unavailable
+from octavo.telemetry.metrics import Metrics
+from octavo.telemetry.recorder import Recorder
 from tests.unit.engine.scripted import echo, scripted_frontend
 
 PARAMS = SamplingParams()
@@ -62,12 +64,17 @@ def test_the_engine_refuses_before_anything_is_queued_and_forgets_what_is_over()
 
     async def main(engine: AsyncEngine, core: Any) -> None:
         engine.admission = Admission(AdmissionConfig(max_queued_requests=2))
+        metrics = Metrics("m")
+        engine.record_with(Recorder(metrics))
         engine._core.send(lambda client: asyncio.run(asyncio.sleep(0.1)))  # a long step: nothing is begun meanwhile
         first = asyncio.create_task(anext(engine.generate([1], SamplingParams(max_tokens=500, **plain), "a")))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
             await anext(engine.generate([1], SamplingParams(n=2, **plain), "b"))
         assert len(engine.outputs._completions) == 1 and "b" not in engine._readers
+        assert 'admission_rejections_total{engine="0",model_name="m",reason="max_num_queued_reqs"} 1.0' in (
+            metrics.render()[0].decode()
+        )
         second = asyncio.create_task(anext(engine.generate([1], SamplingParams(max_tokens=500, **plain), "c")))
         await asyncio.sleep(0)
         assert engine.admission.num_requests == 2

@@ -18,7 +18,7 @@ import zmq
 from octavo.core.messages import Abort, CoreStats, Delta, Goodbye, Hello, Query, Reply, StepOutputs, Submit
 from octavo.core.params import SamplingParams
 from octavo.core.wire import decode_to_frontend, encode
-from octavo.engine.core_server import CoreServer, open_router
+from octavo.engine.core_server import MAX_WATCH, CoreServer, open_router
 from tests.unit.engine.scripted import ScriptedCore, echo
 
 TOKEN = b"secret"
@@ -94,11 +94,11 @@ class Peer:
                 self.deltas += message.deltas
                 self.started += message.started
 
-    def ask(self, name: Any) -> Any:
+    def ask(self, name: Any, seconds: float = 0.0) -> Any:
         self.num_queries += 1
         number = self.num_queries
         self.reply: Reply | None = None
-        self.send(Query(number, name))
+        self.send(Query(number, name, seconds))
         self.read(lambda: self.reply is not None and self.reply.query_id == number)
         assert self.reply is not None
         return self.reply.value
@@ -300,3 +300,10 @@ def test_idle_costs_nothing(tmp_path: Path) -> None:
 def _cpu_seconds(thread: threading.Thread) -> float:
     fields = Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_front_end_watches_for_a_while_at_a_time(tmp_path: Path) -> None:
+    with served(tmp_path) as (core, _, connect, _):
+        peer = connect()
+        assert peer.ask("watch", 5.0) and core.watched_for == 5.0
+        assert peer.ask("watch", 1e9) and core.watched_for == MAX_WATCH

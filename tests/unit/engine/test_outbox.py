@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.core.messages import Delta, Reply, StepOutputs, StepStats
+from octavo.core.messages import Delta, Reply, StepOutputs, StepShare, StepStats
 from octavo.core.outputs import TokenLogprobs
 from octavo.engine.outbox import Outbox, merge_stats
 
@@ -93,5 +93,13 @@ def test_amounts_add_up_and_gauges_do_not() -> None:
         StepStats(num_running=3, num_scheduled_tokens=4, num_preempted=2, cache_usage=0.25, step_seconds=0.25),
     )
     assert both == StepStats(
-        num_running=3, num_scheduled_tokens=14, num_preempted=3, cache_usage=0.25, step_seconds=0.75
+        num_running=3, num_scheduled_tokens=14, num_preempted=3, cache_usage=0.25, step_seconds=0.75, num_steps=2
     )
+
+
+def test_shares_of_merged_steps_are_put_together_or_left_out() -> None:
+    first, second = [StepShare("a", 5, 0, True)], [StepShare("a", 1, 0, False), StepShare("b", 9, 16, True)]
+    assert merge_stats(StepStats(shares=first), StepStats(shares=second)).shares == first + second
+    assert merge_stats(StepStats(), StepStats(shares=second)).shares is None  # no part may pass for the whole
+    many = second * 4096
+    assert merge_stats(StepStats(shares=first), StepStats(shares=many)).shares is None

@@ -11,6 +11,8 @@ import pytest
 
 from octavo.server import access
 from octavo.server.access import GUARDED, is_guarded
+from octavo.telemetry.finished import FinishedRequest
+from octavo.telemetry.recorder import Recorder
 from tests.unit.server.scripted_server import run, scripted_server
 
 OPEN = {"/health", "/ping", "/version", "/load", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
@@ -121,3 +123,26 @@ def test_names_of_requests() -> None:
             assert refused.status_code == 404 and refused.headers["x-request-id"] == "lost"
 
     run(work)
+
+
+def test_a_request_belongs_to_the_trace_that_its_headers_name_and_no_other_does() -> None:
+    class Recording(Recorder):
+        def request(self, ended: FinishedRequest) -> None:
+            seen.append(dict(ended.trace_headers))
+
+    seen: list[dict[str, str]] = []
+
+    async def work() -> None:
+        async with scripted_server("x") as server:
+            server.engine.record_with(Recording())
+            body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+            headers = {"traceparent": "00-aa-bb-01", "cookie": "secret"}
+            for stream in (False, True):
+                more = {**body, "stream": stream}
+                answer = await server.client.post("/v1/chat/completions", json=more, headers=headers)
+                assert answer.status_code == 200
+            await server.client.post("/v1/completions", json={"prompt": "hi"}, headers=headers)
+            await server.client.post("/v1/completions", json={"prompt": "hi"})
+
+    run(work)
+    assert seen == [{"traceparent": "00-aa-bb-01"}] * 3 + [{}]

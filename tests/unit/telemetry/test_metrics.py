@@ -24,7 +24,7 @@ from tests.unit.server.simulated import simulated_engine
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = [1 + i % 40 for i in range(40)]
 
-# reference: the series that dashboards and autoscalers made for vLLM use
+# the series that dashboards and autoscalers made for vLLM use
 CORE = [
     "num_requests_running",
     "num_requests_waiting",
@@ -135,7 +135,7 @@ def test_counts_and_times_of_two_requests_with_a_common_beginning(kind: RequestO
     assert read("time_to_first_token_seconds_count") == 2 and read("time_to_first_token_seconds_sum") >= 0.01
     assert read("inter_token_latency_seconds_count") == 8
     decoding, intervals = read("request_decode_time_seconds_sum"), read("inter_token_latency_seconds_sum")
-    assert 0.04 <= decoding < 1 and intervals == pytest.approx(decoding, rel=0.3)
+    assert 0.02 <= decoding < 10 and intervals == pytest.approx(decoding, rel=1e-6)
     per_token = read("request_time_per_output_token_seconds_sum")
     assert per_token == pytest.approx(decoding / 4, rel=0.01)
     prefill, queue = read("request_prefill_time_seconds_sum"), read("request_queue_time_seconds_sum")

@@ -10,7 +10,7 @@ import pytest
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.errors import ConfigurationError
 from octavo.telemetry import tracing
-from octavo.telemetry.finished import trace_headers
+from octavo.telemetry.finished import current_trace, trace_headers
 from octavo.telemetry.recorder import Recorder
 from octavo.telemetry.tracing import Tracer
 from tests.unit.server.simulated import simulated_engine
@@ -31,9 +31,12 @@ def test_a_span_for_each_request_joins_the_callers_trace() -> None:
             output_kind=RequestOutputKind.DELTA,
         )  # fmt: skip
         headers = trace_headers({"traceparent": PARENT, "cookie": "secret"})
+        current_trace.set({"traceparent": PARENT.replace("b7ad6b7169203331", "0000000000000001")})
         assert headers == {"traceparent": PARENT}
         prompt: Any = {"prompt_token_ids": list(range(1, 21))}
         async for _ in engine.generate(prompt, params, "mine", trace_headers=headers):
+            pass
+        async for _ in engine.generate(prompt, params, "the context's"):
             pass
 
     try:
@@ -41,8 +44,9 @@ def test_a_span_for_each_request_joins_the_callers_trace() -> None:
     finally:
         engine.shutdown()
     tracer.flush()
-    (span,) = exporter.get_finished_spans()
+    span, other = exporter.get_finished_spans()
     tracer.close()
+    assert other.context.trace_id == span.context.trace_id and other.parent.span_id == 1
     assert span.name == "llm_request" and f"{span.context.trace_id:032x}" == PARENT.split("-")[1]
     assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
     found = span.attributes
