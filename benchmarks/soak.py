@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Many streams for a while: `octavo serve` on the demo model (or --model), --streams clients that each ask again as soon as
-they have an answer. Reports errors, tokens, memory of core and front end over time, and the front end's share of CPU time;
-and how soon the server listens, is ready and answers. JSON to stdout.
+"""Many streams for a while: `octavo serve` on the demo model (or --model) and --streams clients that each ask again as
+soon as they have an answer. Reports errors, tokens, memory of both processes over time, the front end's share of CPU
+time, and how soon the server listens, is ready and answers. JSON to stdout.
 
     benchmarks/soak.py [--streams 256] [--seconds 120] [--model M]
 """

@@ -1,5 +1,5 @@
-"""200 streams at once while the core is killed, requests fail in the forward, clients vanish and readers stall: everyone
-gets an answer or a clear error, once; nothing is left behind; the next 200 are served."""
+"""200 streams at once while the core is killed, requests fail in the forward, clients vanish and readers stall:
+everyone gets an answer or a clear error, once; nothing is left behind; the next 200 are served."""
 
 from __future__ import annotations
 
