@@ -202,15 +202,15 @@ def test_the_live_view_draws_and_rests_when_out_of_sight(browser: Any) -> None:
         for canvas in ("#steps", "#c-generated", "#c-cache", "#c-running"):
             until(lambda canvas=canvas: page.num_drawn(canvas) > 100)
         until(lambda: page.run("return octavoLive().bars") > first["bars"])
-        assert int(page.find("#v-running").text.split()[0]) > 0 and page.find("#v-hits").text.endswith("%")
+        until(lambda: page.find("#v-running").text.split()[0] not in ("–", "0"))
+        until(lambda: page.find("#v-hits").text.endswith("%"))
         until(lambda: "running" in page.find("#steps").get_attribute("aria-label"))
         # colours of requests, then a step under the pointer
         page.find("[name=colours][value=request] + span").click()
         canvas = page.find("#steps")
         across = canvas.size["width"] // 2 - 60
         webdriver.ActionChains(browser).move_to_element_with_offset(canvas, across, 0).perform()
-        until(lambda: page.find("#tip").is_displayed())
-        assert "request" in page.find("#tip").text
+        until(lambda: "request" in page.find("#tip").text)
         # a phone shows the chat first: the stream is closed until the engine is asked for
         browser.set_window_size(500, 800)
         until(lambda: live.num_listeners == 0)
