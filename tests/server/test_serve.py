@@ -32,7 +32,6 @@ def test_it_answers_before_the_model_is_loaded_and_keeps_to_a_socket_and_a_key(
         with httpx.Client(transport=transport, base_url="http://server") as client:
             first = client.get("/health")
             assert first.status_code == 503 and first.json() == {"status": "starting"}
-            assert time.monotonic() - process.started < 5  # 2 s, and what a busy machine adds
             early = client.get("/v1/models", headers={"Authorization": "Bearer k1"})
             assert early.status_code == 503 and early.headers["retry-after"]
             until_ready(client)
