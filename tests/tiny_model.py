@@ -8,7 +8,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-CORPUS = ["Once upon a time the cat sat on the mat and said hello to the world. naïve café 你好世界 🙂 <b>x</b>\n\n"] * 4
+CORPUS = [
+    "Once upon a time the cat sat on the mat and said hello to the world. naïve café 你好世界 🙂 <b>x</b>\n\n"
+] * 4
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
 TEMPLATE = (
     "{%- if tools %}<|system|>Tools: {{ tools | tojson }}<|end|>\n{% endif -%}"

@@ -31,7 +31,9 @@ class ServeOptions:
 
     # ---- access
     api_key: list[str] = option(
-        [], "access", "Keys of which a request must bring one. Repeatable. Unset: OCTAVO_API_KEY, else everybody may ask."
+        [],
+        "access",
+        "Keys of which a request must bring one. Repeatable. Unset: OCTAVO_API_KEY, else everybody may ask.",
     )
     allowed_origins: list[str] = option([], "access", "Origins whose pages may ask from a browser; * for all.")
     allowed_methods: list[str] = option(["*"], "access", "HTTP methods that they may use.")
@@ -44,7 +46,9 @@ class ServeOptions:
     )
     response_role: str = option("assistant", "models", "Role of the messages that chat completions answer with.")
     tool_call_parser: str | None = option(
-        None, "models", "How tool calls are read from the output. Unset: by the model's chat template. none: not at all."
+        None,
+        "models",
+        "How tool calls are read from the output. Unset: by the model's chat template. none: not at all.",
     )
     reasoning_parser: str | None = option(
         None, "models", "How reasoning is told from the answer. Unset: by the model's chat template. none: not at all."
@@ -58,9 +62,11 @@ class ServeOptions:
 
     # ---- answers
     sse_keep_alive_interval: float = option(
-        0.0, "answers", "Seconds of silence in a stream after which a comment is sent, so that proxies keep it. 0: never.",
+        0.0,
+        "answers",
+        "Seconds of silence in a stream after which a comment is sent, so that proxies keep it. 0: never.",
         low=0.0,
-    )  # fmt: skip
+    )
     enable_prompt_tokens_details: bool = option(
         False, "answers", "Say in usage how many tokens of the prompt came from the cache."
     )
@@ -72,7 +78,10 @@ class ServeOptions:
     # ---- operation
     api_server_count: int = option(1, "operation", "Processes that answer HTTP.", low=1)
     shutdown_timeout: float = option(
-        0.0, "operation", "Seconds that running requests have to end after SIGTERM. A second signal does not wait.", low=0.0
+        0.0,
+        "operation",
+        "Seconds that running requests have to end after SIGTERM. A second signal does not wait.",
+        low=0.0,
     )
     disable_fastapi_docs: bool = option(False, "operation", "No /docs, /redoc and /openapi.json.")
     disable_uvicorn_access_log: bool = option(False, "operation", "Log no line for each HTTP request.")

@@ -29,9 +29,8 @@ class ApiKeys:
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope.get("method") == "OPTIONS" or not is_guarded(scope):
-            await self.app(scope, receive, send)
-        elif self._knows(dict(scope["headers"])):
+        is_open = scope["type"] == "lifespan" or scope.get("method") == "OPTIONS" or not is_guarded(scope)
+        if is_open or self._knows(dict(scope["headers"])):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "a key is needed"})

@@ -21,7 +21,9 @@ class Call:
 class Answer:
     """Grows with `take`. `keep_reasoning` and `parallel_calls` False leave that out of everything."""
 
-    def __init__(self, parser: OutputParser | None, *, keep_reasoning: bool = True, parallel_calls: bool = True) -> None:
+    def __init__(
+        self, parser: OutputParser | None, *, keep_reasoning: bool = True, parallel_calls: bool = True
+    ) -> None:
         self._parser, self._keep_reasoning, self._parallel_calls = parser, keep_reasoning, parallel_calls
         self._reasoning: list[str] = []
         self._content: list[str] = []

@@ -130,7 +130,9 @@ def chosen_tools(body: ChatCompletionRequest, served: ServedModel) -> list[dict[
     """Tools that the model is told of: none where it shall call none."""
     choice = body.tool_choice
     if choice not in (None, "none", "auto"):
-        raise not_supported("tool_choice", f", except none and auto: got {choice if isinstance(choice, str) else 'a tool'!r}")
+        raise not_supported(
+            "tool_choice", f", except none and auto: got {choice if isinstance(choice, str) else 'a tool'!r}"
+        )
     if not body.tools or choice == "none":
         return None
     require_tool_calls(served)
@@ -293,7 +295,9 @@ def _deltas(events: list[Event]) -> list[dict[str, Any]]:
                     deltas.append({"reasoning": text})
             case ToolCallStart(index, call_id, name):
                 function = {"name": name, "arguments": ""}
-                deltas.append({"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]})
+                deltas.append(
+                    {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+                )
             case ToolCallArguments(index, fragment):
                 calls = last.get("tool_calls")
                 if calls and calls[0]["index"] == index:

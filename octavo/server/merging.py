@@ -9,7 +9,9 @@ from typing import Any
 from octavo.core.outputs import RequestOutput
 
 
-async def merge(sources: Sequence[AsyncGenerator[RequestOutput, None]]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+async def merge(
+    sources: Sequence[AsyncGenerator[RequestOutput, None]],
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """(which source, its output) as they come. Each source waits until its last output was taken. An error of one, or
     closing, ends all."""
     if len(sources) == 1:

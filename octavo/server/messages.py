@@ -100,9 +100,7 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
     if body.max_tokens < 1:
         raise InvalidParameter("max_tokens", body.max_tokens, "at least 1")
     room = max(1, served.max_model_len - len(prompt.token_ids))
-    fields = SamplingFields(
-        temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, stop=body.stop_sequences
-    )
+    fields = SamplingFields(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, stop=body.stop_sequences)
     with named_as(stop="stop_sequences"):
         params = make_params(
             fields,
@@ -151,7 +149,8 @@ def _tools(body: CountTokensRequest, served: ServedModel) -> list[dict[str, Any]
     for i, tool in enumerate(body.tools):
         if tool.input_schema is None or tool.type not in (None, "custom"):
             raise InvalidRequest(
-                f"tools[{i}] must be a tool of the client's own, with an input_schema: this server has none", f"tools[{i}]"
+                f"tools[{i}] must be a tool of the client's own, with an input_schema: this server has none",
+                f"tools[{i}]",
             )
         function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
         tools.append({"type": "function", "function": function})
@@ -178,7 +177,9 @@ def _chat_messages(message: MessageParam, where: str) -> list[dict[str, Any]]:
                 calls.append({"id": _required(block, "id", here), "type": "function", "function": function})
             case "tool_result":
                 content = "" if block.content is None else _result_text(block.content, here)
-                results.append({"role": "tool", "tool_call_id": _required(block, "tool_use_id", here), "content": content})
+                results.append(
+                    {"role": "tool", "tool_call_id": _required(block, "tool_use_id", here), "content": content}
+                )
             case _:
                 raise InvalidRequest(
                     f"{here} has the type {block.type!r}: multimodal input is not supported by this model", here
@@ -216,8 +217,8 @@ def _result_text(content: str | list[dict[str, Any]], where: str) -> str:
     for i, block in enumerate(content):
         if block.get("type") != "text" or not isinstance(block.get("text"), str):
             raise InvalidRequest(
-                f"{where}.content[{i}] must be a block of type 'text', got {block.get('type')!r}: multimodal input is not "
-                "supported by this model",
+                f"{where}.content[{i}] must be a block of type 'text', got {block.get('type')!r}: multimodal input "
+                "is not supported by this model",
                 f"{where}.content[{i}]",
             )
         texts.append(block["text"])

@@ -17,9 +17,8 @@ from octavo.server.state import ServedModel
 # Characters above which a prompt is tokenised on another thread, so that streams go on meanwhile.
 _LONG = 20_000
 # Variables of a template that are the request's own fields, or ours.
-_RESERVED = frozenset(
-    "self messages tools tokenizer template chat_template add_generation_prompt continue_final_message".split()
-)
+_RESERVED = ("self", "messages", "tools", "tokenizer", "template", "chat_template")
+_RESERVED += ("add_generation_prompt", "continue_final_message")
 
 Result = TypeVar("Result")
 
@@ -61,8 +60,7 @@ async def prepare_conversation(served: ServedModel, conversation: Conversation) 
 def _prepare_conversation(served: ServedModel, conversation: Conversation) -> PreparedPrompt:
     if conversation.chat_template is not None and not served.options.trust_request_chat_template:
         raise InvalidRequest(
-            "chat_template is a program, and this server runs none that requests bring "
-            "(--trust-request-chat-template)",
+            "chat_template is a program, and this server runs none that requests bring (--trust-request-chat-template)",
             "chat_template",
         )
     for name in conversation.variables:
@@ -117,7 +115,8 @@ def refuse_media(part: Mapping[str, Any], where: str) -> None:
     kind = part.get("type")
     if kind != "text":
         raise InvalidRequest(
-            f"{where} must be a part of type 'text', got {kind!r}: multimodal input is not supported by this model", where
+            f"{where} must be a part of type 'text', got {kind!r}: multimodal input is not supported by this model",
+            where,
         )
 
 
@@ -150,5 +149,3 @@ def truncate(prompt: PreparedPrompt, body: PromptFields, served: ServedModel, ma
 
 async def beside_if_long(num_characters: int, work: Callable[[], Result]) -> Result:
     return await asyncio.to_thread(work) if num_characters > _LONG else work()
-
-

@@ -35,7 +35,8 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
     """Until a signal ends it. Returns the exit status. Raises what loading the model raises."""
     if serve_options.api_server_count != 1:
         raise ConfigurationError(
-            f"api_server_count must be 1 while the engine shares the server's process, got {serve_options.api_server_count}"
+            "api_server_count must be 1 while the engine shares the server's process, got "
+            f"{serve_options.api_server_count}"
         )
     with listening(serve_options) as sock:
         _log_as_octavo(serve_options)

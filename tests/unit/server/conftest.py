@@ -11,4 +11,6 @@ from tests.unit.server.scripted_server import TaggedParser
 @pytest.fixture(autouse=True)
 def tagged_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompts, "prompt_ends_in_reasoning", lambda name, text: text.rstrip().endswith("<think>"))
-    monkeypatch.setattr(state, "make_output_parser", lambda tool, reasoning, tokenizer, tools, begun: TaggedParser(begun))
+    monkeypatch.setattr(
+        state, "make_output_parser", lambda tool, reasoning, tokenizer, tools, begun: TaggedParser(begun)
+    )

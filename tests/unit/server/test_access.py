@@ -33,7 +33,11 @@ def test_every_path_is_guarded_or_named_here_as_open() -> None:
                     for wrong in ("Bearer wrong", "Bearer ", "Basic right", "right", "Bearer righ", "Bearer right2"):
                         answer = await server.client.request(method, url, json={}, headers={"Authorization": wrong})
                         assert answer.status_code == 401, wrong
-                    for right in ({"Authorization": "Bearer right"}, {"authorization": "bearer other"}, {"x-api-key": "other"}):
+                    for right in (
+                        {"Authorization": "Bearer right"},
+                        {"authorization": "bearer other"},
+                        {"x-api-key": "other"},
+                    ):
                         answer = await server.client.request(method, url, json={}, headers=right)
                         assert answer.status_code != 401, right
             assert num_guarded >= 10

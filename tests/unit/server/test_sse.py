@@ -85,7 +85,7 @@ def test_an_error_before_the_first_event_is_raised_and_a_later_one_told() -> Non
             await open_stream(at_once())
         client = Client()
         await (await open_stream(later()))({"type": "http"}, client.receive, client.send)
-        assert client.body.startswith(b"data: 1\n\ndata: {\"error\":") and client.body.endswith(DONE)
+        assert client.body.startswith(b'data: 1\n\ndata: {"error":') and client.body.endswith(DONE)
         assert client.body.count(b"error") == 1 and client.is_complete
 
     run(work)
