@@ -17,8 +17,10 @@ from octavo.server.state import ServedModel
 # Characters above which a prompt is tokenised on another thread, so that streams go on meanwhile.
 _LONG = 20_000
 # Variables of a template that are the request's own fields, or ours.
-_RESERVED = ("self", "messages", "tools", "tokenizer", "template", "chat_template")
-_RESERVED += ("add_generation_prompt", "continue_final_message")
+_RESERVED = frozenset(
+    ("self", "messages", "tools", "tokenizer", "template", "chat_template")
+    + ("add_generation_prompt", "continue_final_message")
+)
 
 Result = TypeVar("Result")
 

@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -62,10 +63,14 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"ssl_keyfile, ssl_certfile: {error}") from error
         server = _Server(config, state)
-        logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
             runner.run(server.run_with_engine(options, sock))
-    return INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
+    status = INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
+    if server.is_loading:  # on a thread that nothing but the process's end stops
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 def open_engine(options: Options) -> AsyncEngine:
@@ -80,21 +85,23 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.state = state
         self.signals: list[int] = []
+        self.is_loading = True
 
     async def run_with_engine(self, options: Options, sock: socket.socket) -> None:
         loading = asyncio.ensure_future(self._load(options))
         try:
             await self.serve([sock])
         finally:
-            engine = await self._loaded(loading)
-            if engine is not None:
-                await asyncio.to_thread(engine.shutdown)
-        if loading.done() and not loading.cancelled() and (error := loading.exception()) is not None:
-            raise error
+            self.is_loading = not loading.done()
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+        if not loading.cancelled():
+            engine = loading.result()  # raises why there is none
+            await asyncio.to_thread(engine.shutdown)
 
     async def _load(self, options: Options) -> AsyncEngine:
         try:
-            engine = await asyncio.to_thread(open_engine, options)
+            engine = await _on_thread(lambda: open_engine(options))
         except BaseException as error:
             self.should_exit = True
             if not self.state.served.done():
@@ -110,12 +117,6 @@ class _Server(uvicorn.Server):
         self.state.served.set_result(served)
         logger.info("%s is ready; its context is %d tokens", " = ".join(served.names), served.max_model_len)
         return engine
-
-    async def _loaded(self, loading: asyncio.Future[AsyncEngine]) -> AsyncEngine | None:
-        """The engine, if there is one. A model that is still loading is not waited for."""
-        if loading.done():
-            return None if loading.cancelled() or loading.exception() is not None else loading.result()
-        os._exit(INTERRUPTED if self.signals[:1] == [signal.SIGINT] else 0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
@@ -156,6 +157,30 @@ class _Server(uvicorn.Server):
             await asyncio.to_thread(served.result().engine.shutdown)
         await asyncio.sleep(_LAST_WORDS)
         self.force_exit = True
+
+
+async def _on_thread(work: Callable[[], AsyncEngine]) -> AsyncEngine:
+    """What `work` returns, from a thread that the process need not wait for."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[AsyncEngine] = loop.create_future()
+
+    def tell(engine: AsyncEngine | None, error: BaseException | None) -> None:
+        if not result.done():
+            if error is not None:
+                result.set_exception(error)
+            elif engine is not None:
+                result.set_result(engine)
+
+    def run() -> None:
+        try:
+            outcome: tuple[AsyncEngine | None, BaseException | None] = (work(), None)
+        except BaseException as error:
+            outcome = (None, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(tell, *outcome)
+
+    threading.Thread(target=run, name="octavo-load", daemon=True).start()
+    return await result
 
 
 @contextlib.contextmanager

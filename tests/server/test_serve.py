@@ -105,6 +105,15 @@ def test_concurrent_streams(server: Process, http: httpx.Client) -> None:
     assert len(set(texts[0])) == len(set(texts[1])) == 1
 
 
+def test_who_ends_it_while_it_loads_does_not_wait(tiny_model: Path, tmp_path: Path) -> None:
+    for kind, status in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        path = tmp_path / "s"
+        with serving(tiny_model, "--uds", str(path)) as process:
+            process.process.send_signal(kind)
+            assert process.wait(10) == status, process.log
+        assert not path.exists() and "ready" not in process.log
+
+
 @pytest.fixture
 def taken_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
