@@ -62,9 +62,11 @@ class ServeOptions:
 
     # ---- answers
     sse_keep_alive_interval: float = option(
-        0.0, "answers", "Seconds of silence after which a stream sends a comment, so that proxies keep it. 0: never.",
+        0.0,
+        "answers",
+        "Seconds of silence in a stream after which a comment is sent, so that proxies keep it. 0: never.",
         low=0.0,
-    )  # fmt: skip
+    )
     enable_prompt_tokens_details: bool = option(
         False, "answers", "Say in usage how many tokens of the prompt came from the cache."
     )

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 GREEDY_BELOW = 1e-5  # temperatures under this mean "the most likely token"
 MIN_TEMPERATURE = 0.01  # smaller ones overflow the scaled logits
+REPETITION_PENALTIES = (1e-6, 1e6)  # further off, logits times it overflow
 MAX_COMPLETIONS = 16384
 INT64 = 2**63
 
@@ -132,9 +133,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     def _check_distribution(self) -> None:
         self.presence_penalty = _number_between("presence_penalty", self.presence_penalty, -2.0, 2.0)
         self.frequency_penalty = _number_between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self.repetition_penalty = _number("repetition_penalty", self.repetition_penalty)
-        if self.repetition_penalty <= 0.0:
-            raise InvalidParameter("repetition_penalty", self.repetition_penalty, "greater than 0")
+        low, high = REPETITION_PENALTIES
+        self.repetition_penalty = _number_between("repetition_penalty", self.repetition_penalty, low, high)
         self.temperature = _number("temperature", self.temperature)
         if self.temperature < 0.0:
             raise InvalidParameter("temperature", self.temperature, "at least 0")

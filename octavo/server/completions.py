@@ -90,7 +90,7 @@ async def prepare(body: CompletionRequest, served: ServedModel, answer_id: str) 
     prompts = [
         await prepare_text(served, prompt, body.add_special_tokens)
         if isinstance(prompt, str)
-        else prepare_ids(served, list(prompt))  # type: ignore[call-overload, arg-type]
+        else prepare_ids(served, list(prompt))  # type: ignore[arg-type]
         for prompt in split_prompts(body.prompt)
     ]
     if not prompts:

@@ -141,7 +141,8 @@ def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
     if field is None:
         return "the body must be a JSON object (with Content-Type: application/json)", None
     messages = dict.fromkeys(str(problem["msg"]) for problem in problems if _field_of(problem["loc"]) == field)
-    return f"{field}: {', or '.join(messages)}", field
+    got = "" if deepest["type"] == "missing" else f", got {_shown(deepest.get('input'))}"
+    return f"{field}: {', or '.join(messages)}{got}", field
 
 
 def _field_of(location: Sequence[str | int]) -> str | None:
@@ -161,5 +162,6 @@ def _well_formed(text: str | None) -> str | None:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= 100 else name[:100] + "…")
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "…"

@@ -100,8 +100,7 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
     if body.max_tokens < 1:
         raise InvalidParameter("max_tokens", body.max_tokens, "at least 1")
     room = max(1, served.max_model_len - len(prompt.token_ids))
-    chosen = {"temperature": body.temperature, "top_k": body.top_k, "top_p": body.top_p, "stop": body.stop_sequences}
-    fields = SamplingFields.model_validate(chosen)
+    fields = SamplingFields(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, stop=body.stop_sequences)
     with named_as(stop="stop_sequences"):
         params = make_params(
             fields,
@@ -219,8 +218,7 @@ def _result_text(content: str | list[dict[str, Any]], where: str) -> str:
         if block.get("type") != "text" or not isinstance(block.get("text"), str):
             raise InvalidRequest(
                 f"{where}.content[{i}] must be a block of type 'text', got {block.get('type')!r}: multimodal input "
-                f"is not "
-                "supported by this model",
+                "is not supported by this model",
                 f"{where}.content[{i}]",
             )
         texts.append(block["text"])

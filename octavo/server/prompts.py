@@ -18,16 +18,8 @@ from octavo.server.state import ServedModel
 _LONG = 20_000
 # Variables of a template that are the request's own fields, or ours.
 _RESERVED = frozenset(
-    [
-        "self",
-        "messages",
-        "tools",
-        "tokenizer",
-        "template",
-        "chat_template",
-        "add_generation_prompt",
-        "continue_final_message",
-    ]
+    ("self", "messages", "tools", "tokenizer", "template", "chat_template")
+    + ("add_generation_prompt", "continue_final_message")
 )
 
 Result = TypeVar("Result")

@@ -1,4 +1,4 @@
-"""Items of the responses API: those of a request → chat messages, events of the output → items and stream events."""
+"""Items of the responses API: a request's → chat messages, and the output's parsed events → items and stream events."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _parts_text(parts: list[InputPart], where: str) -> str:
             texts.append(str((part.model_extra or {}).get("refusal", "")))
         elif part.type not in _TEXT_PARTS or part.text is None:
             raise InvalidRequest(
-                f"{where}[{i}] must be a part of text, got {part.type!r}: this model takes no multimodal input",
+                f"{where}[{i}] must be a part of text, got {part.type!r}: multimodal input is not supported by this "
+                "model",
                 f"{where}[{i}]",
             )
         else:

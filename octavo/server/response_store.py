@@ -15,7 +15,7 @@ MAX_BYTES = 64 << 20
 
 @dataclass(eq=False)
 class StoredResponse:
-    """`response` as it is now; `messages` are the conversation, its answer included once it is complete."""
+    """`response` is as it is now; `messages` are the conversation, its answer included once it is complete."""
 
     response: dict[str, Any]
     messages: list[dict[str, Any]]

@@ -242,7 +242,8 @@ def _tools(body: ResponsesRequest, served: ServedModel) -> list[dict[str, Any]] 
     for i, tool in enumerate(body.tools):
         if tool.type != "function" or not tool.name:
             raise InvalidRequest(
-                f"tools[{i}] must be a function with a name, got the type {tool.type!r}: there are no built-in tools",
+                f"tools[{i}] must be a function with a name, got the type {tool.type!r}: this server has no tools of "
+                "its own",
                 f"tools[{i}]",
             )
         function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {"type": "object"}}

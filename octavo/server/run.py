@@ -71,7 +71,7 @@ def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOpt
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"ssl_keyfile, ssl_certfile: {error}") from error
     server = _Server(config, state)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(server.run_with_engine(open_engine, sock))
     return INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
 
@@ -126,49 +126,37 @@ class _Server(uvicorn.Server):
         self.signals: list[int] = []
 
     async def run_with_engine(self, open_engine: Callable[[], AsyncEngine], sock: socket.socket) -> None:
-        loading = asyncio.ensure_future(self._load(open_engine))
+        engine = open_engine()
+        loading = asyncio.ensure_future(self._load(engine))
         try:
             await self.serve([sock])
         finally:
-            engine = await self._loaded(loading)
-            if engine is not None:
-                await asyncio.to_thread(engine.shutdown)
+            loading.cancel()
+            (error,) = await asyncio.gather(loading, return_exceptions=True)
             if self.state.recorder is not None:
                 await asyncio.to_thread(self.state.recorder.close)
-        if loading.done() and not loading.cancelled() and (error := loading.exception()) is not None:
+            await asyncio.to_thread(engine.shutdown)
+        if isinstance(error, Exception):
             raise error
 
-    async def _load(self, open_engine: Callable[[], AsyncEngine]) -> AsyncEngine:
-        engine = open_engine()
+    async def _load(self, engine: AsyncEngine) -> None:
         try:
             await engine.until_ready()
-        except BaseException as error:
-            self.should_exit = True
-            await asyncio.to_thread(engine.shutdown)
-            if not self.state.served.done():
-                self.state.served.set_exception(error)
-                self.state.served.exception()  # whoever asks is told; nobody need ask
-            raise
-        try:
             served = ServedModel.of(engine, self.state.options)
             configured = engine.frontend.configured
             assert configured is not None
-            recorder = Recorder.from_config(configured.config, served.names[0])
-            engine.record_with(recorder)
-            self.state.recorder = recorder
-        except BaseException:
+            facts = engine.status.facts
+            blocks = facts.num_blocks[0] if facts is not None else None
+            recorder = Recorder.from_config(configured.config, served.names[0], num_blocks=blocks)
+        except Exception as error:
             self.should_exit = True
-            await asyncio.to_thread(engine.shutdown)
+            self.state.served.set_exception(error)
+            self.state.served.exception()  # whoever asks is told; nobody need ask
             raise
+        engine.record_with(recorder)
+        self.state.recorder = recorder
         self.state.served.set_result(served)
         logger.info("%s is ready; its context is %d tokens", " = ".join(served.names), served.max_model_len)
-        return engine
-
-    async def _loaded(self, loading: asyncio.Future[AsyncEngine]) -> AsyncEngine | None:
-        """The engine, if there is one. A model that is still loading is not waited for."""
-        if loading.done():
-            return None if loading.cancelled() or loading.exception() is not None else loading.result()
-        os._exit(INTERRUPTED if self.signals[:1] == [signal.SIGINT] else 0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from octavo.core.params import MAX_COMPLETIONS
 from octavo.server.protocol.fields import (
+    INT64,
     Closed,
     Open,
     PromptFields,
@@ -16,18 +18,19 @@ from octavo.server.protocol.fields import (
     Tool,
     ToolCall,
     Usage,
+    described,
 )
 
 
 class ContentPart(Open):
     """A part of a message. Only type "text" can be served."""
 
-    type: str
+    type: str = described(..., examples=["text"])
     text: str | None = None
 
 
 class ChatMessage(Open):
-    role: str
+    role: str = described(..., minLength=1)
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
@@ -51,12 +54,12 @@ class ResponseFormat(Open):
 
 
 class ChatCompletionRequest(RequestFields, SamplingFields, PromptFields, TemplateFields):
-    messages: list[ChatMessage]
-    n: int | None = None
-    max_completion_tokens: int | None = None
-    max_tokens: int | None = Field(None, description="Older name of max_completion_tokens.")
+    messages: list[ChatMessage] = described(..., minItems=1)
+    n: int | None = described(minimum=1, maximum=MAX_COMPLETIONS)
+    max_completion_tokens: int | None = described(minimum=1, maximum=INT64 - 1)
+    max_tokens: int | None = described(None, "Older name of max_completion_tokens.", minimum=1, maximum=INT64 - 1)
     logprobs: bool | None = False
-    top_logprobs: int | None = 0
+    top_logprobs: int | None = described(0, minimum=-1)
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = Field(None, description='Only {"type": "text"} yet.')
     tools: list[Tool] | None = None

@@ -6,25 +6,30 @@ from typing import Literal
 
 from pydantic import Field
 
+from octavo.core.params import MAX_COMPLETIONS
 from octavo.server.protocol.chat import ResponseFormat
 from octavo.server.protocol.fields import (
+    INT64,
     Closed,
     PromptFields,
     RequestFields,
     SamplingFields,
     StreamOptions,
     Usage,
+    described,
 )
 
 
 class CompletionRequest(RequestFields, SamplingFields, PromptFields):
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
-        description="Text or token ids, of one prompt or of several."
+    prompt: str | list[str] | list[int] | list[list[int]] = described(
+        ..., "Text or token ids, of one prompt or of several.", minLength=1, minItems=1
     )
-    n: int | None = None
+    n: int | None = described(minimum=1, maximum=MAX_COMPLETIONS)
     best_of: int | None = Field(None, description="Only as much as n yet.")
-    max_tokens: int | None = Field(16, description="null: as many as the model's context allows. 0: with echo only.")
-    logprobs: int | None = Field(None, description="The most likely N tokens at each position.")
+    max_tokens: int | None = described(
+        16, "null: as many as the model's context allows. 0: with echo only.", minimum=0, maximum=INT64 - 1
+    )
+    logprobs: int | None = described(None, "The most likely N tokens at each position.", minimum=-1)
     echo: bool | None = Field(False, description="Begin the answer with the prompt.")
     suffix: str | None = Field(None, description="Not supported yet.")
     stream_options: StreamOptions | None = None

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from octavo.core.params import REPETITION_PENALTIES
+
 INT64 = 2**63
 
 
@@ -13,6 +15,12 @@ class Open(BaseModel):
     """Takes fields that it does not know, as clients of other servers send them."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+def described(default: Any = None, description: str | None = None, **limits: Any) -> Any:
+    """A field whose limits stand in the description (as JSON schema has them) and are checked by SamplingParams, whose
+    errors say more."""
+    return Field(default, description=description, json_schema_extra=limits)
 
 
 class Closed(BaseModel):
@@ -35,19 +43,19 @@ class ErrorResponse(Closed):
 class SamplingFields(Open):
     """How tokens are chosen. What is left out takes the model's own default (generation_config.json), then octavo's."""
 
-    temperature: float | None = Field(None, description="0 is greedy; at most 2.")
-    top_p: float | None = None
-    top_k: int | None = Field(None, description="Keep this many tokens; 0 or -1 keeps all.")
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = Field(None, ge=-INT64, le=INT64 - 1)
+    temperature: float | None = described(None, "0 is greedy.", minimum=0, maximum=2)
+    top_p: float | None = described(exclusiveMinimum=0, maximum=1)
+    top_k: int | None = described(None, "Keep this many tokens; 0 or -1 keeps all.", minimum=-1, maximum=INT64 - 1)
+    min_p: float | None = described(minimum=0, maximum=1)
+    presence_penalty: float | None = described(minimum=-2, maximum=2)
+    frequency_penalty: float | None = described(minimum=-2, maximum=2)
+    repetition_penalty: float | None = described(minimum=REPETITION_PENALTIES[0], maximum=REPETITION_PENALTIES[1])
+    seed: int | None = described(minimum=-INT64, maximum=INT64 - 1)
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    min_tokens: int | None = None
+    min_tokens: int | None = described(minimum=0, maximum=INT64 - 1)
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from octavo.server.protocol.fields import Closed, Open
+from octavo.server.protocol.fields import INT64, Closed, Open, described
 
 
 class ContentBlock(Open):
@@ -49,7 +49,7 @@ class Thinking(Open):
 
 class CountTokensRequest(Open):
     model: str
-    messages: list[MessageParam]
+    messages: list[MessageParam] = described(..., minItems=1)
     system: str | list[ContentBlock] | None = None
     thinking: Thinking | None = None
     tool_choice: ToolChoice | None = None
@@ -58,13 +58,13 @@ class CountTokensRequest(Open):
 
 
 class MessagesRequest(CountTokensRequest):
-    max_tokens: int = Field(description="Less where the context has less left.")
+    max_tokens: int = described(..., "Less where the context has less left.", minimum=1, maximum=INT64 - 1)
     metadata: dict[str, Any] | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = False
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: float | None = described(minimum=0, maximum=2)
+    top_k: int | None = described(minimum=-1, maximum=INT64 - 1)
+    top_p: float | None = described(exclusiveMinimum=0, maximum=1)
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from octavo.server.protocol.fields import Closed, Open, RequestFields, SamplingFields
+from octavo.server.protocol.fields import INT64, Closed, Open, RequestFields, SamplingFields, described
 
 
 class InputPart(Open):
@@ -53,9 +53,9 @@ class TextOptions(Open):
 
 
 class ResponsesRequest(RequestFields, SamplingFields):
-    input: str | list[InputItem]
+    input: str | list[InputItem] = described(..., minItems=1)
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: int | None = described(minimum=1, maximum=INT64 - 1)
     max_tool_calls: int | None = None
     metadata: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = True
@@ -71,7 +71,7 @@ class ResponsesRequest(RequestFields, SamplingFields):
     text: TextOptions | None = None
     tool_choice: str | dict[str, Any] | None = "auto"
     tools: list[ResponseTool] | None = None
-    top_logprobs: int | None = 0
+    top_logprobs: int | None = described(0, minimum=0)
     truncation: Literal["auto", "disabled"] | None = "disabled"
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None

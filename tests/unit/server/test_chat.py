@@ -199,8 +199,8 @@ def test_values_that_ask_for_nothing_and_unknown_fields_are_accepted() -> None:
     async def work() -> None:
         async with scripted_server("x") as server:
             await server.json(
-                URL, **HELLO, logit_bias={}, bad_words=[], use_beam_search=False, prompt_logprobs=None, length_penalty=1.0,
-                response_format={"type": "text"}, nobody_knows_this=5, metadata={"a": "b"}, user="me", tool_choice="auto",
+                URL, **HELLO, logit_bias={}, bad_words=[], use_beam_search=False, prompt_logprobs=None, user="me",
+                length_penalty=1.0, response_format={"type": "text"}, nobody_knows_this=5, tool_choice="auto",
             )  # fmt: skip
 
     run(work)

@@ -185,7 +185,7 @@ class _Always(dict[str, int]):
         ({"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "a", "top_logprobs": 99}, "top_logprobs"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}]}, "input[0].content[0]"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": "a", "conversation": "x"}, "conversation"),
         ({"input": "a", "prompt": {"id": "x"}}, "prompt"),
