@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.server.errors import ApiError, error_response
+from octavo.telemetry.finished import current_trace, trace_headers
 
 GUARDED = ("/v1", "/v2", "/inference", "/cohere", "/internal", "/tokenize", "/detokenize")
 REQUEST_ID = b"x-request-id"
@@ -29,8 +30,12 @@ class ApiKeys:
         self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["type"] == "lifespan" or scope.get("method") == "OPTIONS" or not is_guarded(scope)
-        if is_open or self._knows(dict(scope["headers"])):
+        if (
+            scope["type"] == "lifespan"
+            or scope.get("method") == "OPTIONS"
+            or not is_guarded(scope)
+            or self._knows(dict(scope["headers"]))
+        ):
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "a key is needed"})
@@ -47,7 +52,7 @@ class ApiKeys:
 
 
 class RequestIds:
-    """Each request has a name, the client's X-Request-Id or ours; the answer repeats it."""
+    """Each request has a name, the client's X-Request-Id or ours; the answer repeats it. It may belong to a trace."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -59,6 +64,8 @@ class RequestIds:
         given = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
         name = given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         scope.setdefault("state", {})["request_id"] = name.decode()
+        headers = {header.decode("latin-1"): value.decode("latin-1") for header, value in scope["headers"]}
+        current_trace.set(trace_headers(headers))  # also where there is none: a task may serve several requests
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":

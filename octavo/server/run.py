@@ -41,7 +41,6 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
     with listening(serve_options) as sock:
         if serve_options.api_server_count > 1:
             return _serve_from_several(options, serve_options, sock)
-        logger.info("listening at %s; the engine is starting", address_of(sock, serve_options.ssl_certfile is not None))
         return serve_socket(lambda: AsyncEngine.launch(options), serve_options, sock)
 
 
@@ -72,6 +71,7 @@ def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOpt
         raise ConfigurationError(f"ssl_keyfile, ssl_certfile: {error}") from error
     server = _Server(config, state)
     with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
         runner.run(server.run_with_engine(open_engine, sock))
     return INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
 

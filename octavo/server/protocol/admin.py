@@ -8,7 +8,7 @@ from octavo.server.protocol.fields import Closed
 
 
 class Health(Closed):
-    status: Literal["starting", "ready", "failed", "dead", "stopping"]
+    status: Literal["starting", "ready", "restarting", "draining", "failed", "dead", "stopping"]
 
 
 class Version(Closed):
