@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -25,6 +26,7 @@ PLAIN: dict[str, Any] = {"detokenize": False}
 def engine(script: Callable[..., list[int]] = echo, **more: Any) -> Iterator[tuple[AsyncEngine, ScriptedCore]]:
     frontend, core = scripted_frontend(script, **more)
     made = AsyncEngine.from_frontend(frontend)
+    core.before_step = lambda: time.sleep(0.0005)  # a step takes time: else steps pile up faster than anybody reads
     try:
         yield made, core
     finally:
@@ -36,14 +38,14 @@ async def collect(outputs: AsyncIterator[RequestOutput]) -> list[RequestOutput]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 def run(task: Awaitable[Any]) -> Any:
     async def main() -> Any:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await task
 
     return asyncio.run(main())

@@ -147,7 +147,7 @@ def test_the_outermost_parameters_still_draw() -> None:
         ({"min_p": 1.0}, {5}),
         ({"top_k": 2**62}, set(range(VOCAB_SIZE)) - {6}),
         ({"temperature": 1e300}, set(range(VOCAB_SIZE)) - {6}),
-        ({"repetition_penalty": 1e300}, set(range(VOCAB_SIZE)) - {6}),
+        ({"repetition_penalty": 1e6}, set(range(VOCAB_SIZE)) - {6}),
     ):
         sampler = Sampler(1, VOCAB_SIZE, "cpu")
         add(sampler, 0, prompt=(5,), **fields)
