@@ -26,10 +26,17 @@ class Quarantine:
         return self._groups[0] if self._groups else None
 
     def suspect(self, groups: Iterable[list[str]]) -> None:
-        for group in groups:
-            if group:
-                self._groups.append(group)
-        self._start()
+        """Each of these groups is to be tried by itself; who was in another one leaves it."""
+        groups = [group for group in groups if group]
+        head = self._groups[0] if self._groups else None
+        moved = {request_id for group in groups for request_id in group}
+        for group in self._groups:
+            group[:] = [request_id for request_id in group if request_id not in moved]
+        self._groups = deque([group for group in self._groups if group] + groups)
+        if self._groups and self._groups[0] is head:
+            self._unproven -= moved
+        else:
+            self._start()
 
     def split(self) -> str | None:
         """The group at hand failed: its halves are tried next. Returns the guilty one if it stood alone."""

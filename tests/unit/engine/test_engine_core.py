@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from octavo.cache.retention import KeepAll, KeepLatest, KeepWindow
@@ -195,6 +195,49 @@ def test_a_request_that_fails_in_the_forward_ends_alone(depth, how, guilty_after
     for i, prompt in enumerate(prompts[:9]):
         assert outputs[str(i)] == expected_output(prompt, 12)
         assert finished[str(i)] != FinishReason.ERROR
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    guilty=st.dictionaries(st.integers(0, 11), st.tuples(st.booleans(), st.integers(0, 8)), max_size=5),
+    depth=st.integers(1, 2),
+    num_rows=st.sampled_from([3, 16]),
+    has_shared_prefix=st.booleans(),
+    pages=st.sampled_from(list(PAGES.values())),
+)
+@example({1: (True, 0), 3: (False, 0)}, 1, 16, False, PAGES["one group"])  # not finite, in a group that raised
+def test_whoever_fails_and_how_only_the_guilty_end(guilty, depth, num_rows, has_shared_prefix, pages):
+    """`guilty`: by request, whether it raises (or is not finite), and after how many of its own tokens."""
+    stem = [i % 30 + 1 for i in range(40 if has_shared_prefix else 3)]
+    prompts = [[*stem, 31 + i] for i in range(12)]
+
+    def fails(raising: bool):
+        fatal = {31 + i: len(stem) + 1 + after for i, (raises, after) in guilty.items() if raises == raising}
+        return lambda tokens: len(tokens) > len(stem) and len(tokens) >= fatal.get(tokens[len(stem)], 1_000)
+
+    engine = make_engine(pages=pages, depth=depth, max_rows=num_rows, raises_on=fails(True), nan_on=fails(False))
+    outputs: dict[str, list[int]] = {}
+    reasons: dict[str, int] = {}
+    for i, prompt in enumerate(prompts):
+        submit(engine, str(i), prompt, max_tokens=10)
+    for _ in range(1_000):
+        if not engine.has_work():
+            break
+        for delta in engine.step().deltas:
+            outputs.setdefault(delta.request_id, []).extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                assert delta.request_id not in reasons
+                reasons[delta.request_id] = delta.finish_reason
+        check_books(engine)
+    check_nothing_leaked(engine)
+    for i, prompt in enumerate(prompts):
+        wanted = expected_output(prompt, 10)
+        if i in guilty and guilty[i][1] < len(wanted):
+            assert reasons[str(i)] == FinishReason.ERROR
+            assert outputs[str(i)] == wanted[: guilty[i][1]]
+        else:
+            assert reasons[str(i)] != FinishReason.ERROR
+            assert outputs[str(i)] == wanted
 
 
 def test_refusals_change_nothing():
