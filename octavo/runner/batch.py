@@ -16,7 +16,7 @@ import torch
 from octavo.attention.backend import GroupStep, StepContext
 from octavo.core.step import StepPlan
 from octavo.ops.batch import StepBuffers, build_batch
-from octavo.runner.device_buffer import upload_array
+from octavo.ops.device import upload_array
 from octavo.runner.row_table import RowTable
 
 

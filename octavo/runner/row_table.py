@@ -14,7 +14,7 @@ import torch
 
 from octavo.core.step import BlockIds, NewRow, StepPlan
 from octavo.ops.batch import append_sampled
-from octavo.runner.device_buffer import upload_array
+from octavo.ops.device import upload_array
 
 
 class RowTable:
