@@ -1,4 +1,4 @@
-"""Ops as Triton kernels: one source for NVIDIA, AMD and Intel GPUs, and for Triton's interpreter on a CPU (in tests)."""
+"""Ops in Triton, for GPUs; without one they run only under Triton's interpreter (TRITON_INTERPRET=1)."""
 
 from __future__ import annotations
 
