@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from flash_attn.cute import flash_attn_varlen_func
+from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found]
 
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 from octavo.attention.triton_paged import PagedPlan, TritonPaged

@@ -10,8 +10,8 @@ _prepared = False
 def prepare() -> None:
     """Two gaps of it (seen in Triton 3.6) are filled. It holds scalars as arrays of shape [1], which numpy from 2.4 on
     does not take for integers: loops to a bound that is an argument, or was loaded, would fail. And it keeps bfloat16
-    as 16-bit integers, which its matrix product would multiply as such. Its check of every integer sum for overflow, which
-    takes half of its time, is left out."""
+    as 16-bit integers, which its matrix product would multiply as such. Its check of every integer sum for overflow,
+    which takes half of its time, is left out."""
     global _prepared
     try:
         import triton.language as tl

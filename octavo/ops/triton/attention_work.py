@@ -280,8 +280,9 @@ def list_work(
     workspace: Workspace,
     prefix_tokens_R: torch.Tensor | None = None,
 ) -> Work:
-    """Cuts a step's rows into decode items and prefill tiles. The result depends on lengths, the window and the number
-    of heads alone: it serves every layer that has these, until the next call with the same. The first `prefix_tokens_R` keys of a row are left out."""
+    """Cuts a step's rows into decode items and prefill tiles, but for the first `prefix_tokens_R` keys of a row. The
+    result depends on lengths, the window and the number of heads alone: it serves every layer that has these, until
+    the next call with the same."""
     tokens = tile_tokens(heads, prefill)
     target = max(1, decode.fill // heads.num_kv_heads)
     max_items = bounds.rows + target
