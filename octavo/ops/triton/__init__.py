@@ -1,0 +1,27 @@
+"""Kernels in Triton, for GPUs; without one they run only under Triton's interpreter (TRITON_INTERPRET=1)."""
+
+from __future__ import annotations
+
+from triton import knobs
+from triton.backends import backends
+
+if not (knobs.runtime.interpret or any(backend.driver.is_active() for backend in backends.values())):
+    raise ImportError("Triton finds no GPU here")
+
+from octavo.ops.triton import activation, batch, norm, rope
+
+OPS = {
+    function.__name__: function
+    for function in (
+        activation.gelu_and_mul,
+        activation.gelu_tanh_and_mul,
+        activation.silu_and_mul,
+        batch.append_sampled,
+        batch.build_batch,
+        norm.add_rms_norm,
+        norm.gated_rms_norm,
+        norm.rms_norm,
+        rope.rope_and_write,
+        rope.write_kv,
+    )
+}
