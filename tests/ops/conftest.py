@@ -18,16 +18,15 @@ if not torch.cuda.is_available():
 
 def _mend_the_interpreter() -> None:
     """It looks through the whole language at each call of a function, which takes it a millisecond (once is enough),
-    checks every integer sum for overflow (random numbers are meant to wrap), and cuts bfloat16 off where devices
-    round."""
+    checks every integer sum for overflow (random numbers are meant to wrap), cuts bfloat16 off where devices round,
+    cannot count to a number that a sum made, and takes a comparison of floats for a float."""
     try:
-        from triton.language import bfloat16, float32, standard
+        from triton.language import bfloat16, float32, int1, standard
         from triton.runtime import interpreter
     except ImportError:
         return
     if not isinstance(standard.sum, interpreter.InterpretedFunction):
         return
-    interpreter._patch_lang(standard.sum.fn)
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,6 +34,12 @@ def _mend_the_interpreter() -> None:
             return self.rewrite()(*args, **kwargs)
         except Exception as error:
             raise interpreter.InterpreterError(repr(error)) from error
+
+    plain_patch = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor: Any, scope: Any) -> None:
+        plain_patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     plain_cast = interpreter.InterpreterBuilder.cast_impl
 
@@ -48,8 +53,18 @@ def _mend_the_interpreter() -> None:
             return interpreter.TensorHandle(wide.view(np.float32), float32)
         return plain_cast(self, source, target)
 
+    plain_splat = interpreter.InterpreterBuilder.create_splat
+
+    def splat(self: Any, target: Any, source: Any) -> Any:
+        if source.data.dtype == bool:
+            source = interpreter.TensorHandle(source.data, int1)
+        return plain_splat(self, target, source)
+
+    interpreter.InterpreterBuilder.create_splat = splat
+    interpreter._patch_lang_tensor = patch_tensor
     interpreter.InterpretedFunction.__call__ = call
     interpreter.InterpreterBuilder.cast_impl = cast
+    interpreter._patch_lang(standard.sum.fn)
 
 
 _mend_the_interpreter()
