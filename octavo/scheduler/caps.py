@@ -53,7 +53,8 @@ class FairShare:
         budget = plan.budget_left - competition.num_decoding
         quantum = max(self._block_size, budget // MAX_SHARES)
         for priority, members in groupby(sorted(prompts, key=_priority), key=_priority):
-            short, long = 0, []
+            short = 0
+            long: list[int] = []
             for request in members:
                 demand = request.num_expected_tokens - request.num_computed_tokens
                 if demand <= quantum:
