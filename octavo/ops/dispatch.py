@@ -72,6 +72,11 @@ def chosen() -> dict[str, str]:
     return dict(_chosen)
 
 
+def is_specialised(op: str) -> bool:
+    """Does another implementation than the specification run?"""
+    return _chosen[op] != SPECIFICATION
+
+
 def present() -> dict[str, tuple[str, ...]]:
     """Op name -> the implementations that this machine has, the specification first."""
     for implementation in _packages:
