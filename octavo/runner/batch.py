@@ -191,7 +191,7 @@ class Buckets:
 
     def __init__(self, max_rows: int, max_tokens: int, largest: int = 8192) -> None:
         self.decode = _up_to(max_rows, [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 1025, 32)])
-        self.mixed_tokens = [size for size in _close_sizes(largest) if size <= max_tokens]
+        self.mixed_tokens = _up_to(min(max_tokens, largest), _close_sizes(largest))
         self.mixed_rows = _up_to(max_rows, [16, 64, 256, 1024])
 
     def fit(self, num_tokens: int, num_rows: int) -> tuple[int, int] | None:
