@@ -63,7 +63,7 @@ _PREFILL = {
     ),
     512: (PrefillConfig(block_n=32), PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)),
 }
-_PREFILL_FLOAT32 = PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)
+_PREFILL_FLOAT32 = PrefillConfig(block_m=32, block_n=32, num_warps=8, num_stages=1)
 
 
 @dataclass(frozen=True)
