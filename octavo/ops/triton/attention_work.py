@@ -63,7 +63,7 @@ _PREFILL = {
     ),
     512: (PrefillConfig(block_n=32), PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)),
 }
-_PREFILL_FLOAT32 = PrefillConfig(block_m=32, block_n=32, num_warps=4, num_stages=1)
+_PREFILL_FLOAT32 = PrefillConfig(block_m=32, block_n=32, num_warps=8, num_stages=1)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,10 @@ def tile_tokens(heads: Heads, config: PrefillConfig) -> int:
     return max(1, config.block_m // heads.group)
 
 
-@triton.jit(do_not_specialize=["num_rows", "window"])
+_SIZES = ["num_rows", "window", "decode_tokens", "tile_tokens", "target", "min_chunk", "chunk_unit", "page"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def _list_kernel(
     query_start,
     seq_lens,
@@ -182,12 +185,12 @@ def _list_kernel(
     prefix_tokens,
     num_rows,
     window,
-    DECODE_TOKENS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TARGET: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
-    CHUNK_UNIT: tl.constexpr,
-    PAGE: tl.constexpr,
+    decode_tokens,
+    tile_tokens,
+    target,
+    min_chunk,
+    chunk_unit,
+    page,
     HAS_WINDOW: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -203,15 +206,15 @@ def _list_kernel(
             query_start + row, mask=real, other=0
         )
         length = tl.load(seq_lens + row, mask=real, other=0)
-        decodes = (num_queries > 0) & (num_queries <= DECODE_TOKENS)
+        decodes = (num_queries > 0) & (num_queries <= decode_tokens)
         begin = tl.zeros_like(length)
         if HAS_WINDOW:
-            begin = tl.maximum(length - num_queries - window + 1, 0) // PAGE * PAGE
+            begin = tl.maximum(length - num_queries - window + 1, 0) // page * page
         if HAS_PREFIX:
             begin = tl.maximum(begin, tl.load(prefix_tokens + row, mask=real, other=0))
         total += tl.sum(tl.where(decodes, length - begin, 0), 0)
-    share = (total + TARGET - 1) // TARGET
-    chunk = tl.maximum((share + CHUNK_UNIT - 1) // CHUNK_UNIT * CHUNK_UNIT, MIN_CHUNK)
+    share = (total + target - 1) // target
+    chunk = tl.maximum((share + chunk_unit - 1) // chunk_unit * chunk_unit, min_chunk)
     num_items, num_slots, num_tiles = 0, 0, 0
     for first in range(0, num_rows, BLOCK_R):
         row = first + lane
@@ -219,16 +222,16 @@ def _list_kernel(
         query_begin = tl.load(query_start + row, mask=real, other=0)
         num_queries = tl.load(query_start + row + 1, mask=real, other=0) - query_begin
         length = tl.load(seq_lens + row, mask=real, other=0)
-        decodes = (num_queries > 0) & (num_queries <= DECODE_TOKENS)
+        decodes = (num_queries > 0) & (num_queries <= decode_tokens)
         begin = tl.zeros_like(length)
         if HAS_WINDOW:
-            begin = tl.maximum(length - num_queries - window + 1, 0) // PAGE * PAGE
+            begin = tl.maximum(length - num_queries - window + 1, 0) // page * page
         if HAS_PREFIX:
             begin = tl.maximum(begin, tl.load(prefix_tokens + row, mask=real, other=0))
         # As many splits as chunks fit, then splits of equal size.
         keys = tl.where(decodes, tl.maximum(length - begin, 1), 1)
         splits = (keys + chunk - 1) // chunk
-        size = ((keys + splits - 1) // splits + CHUNK_UNIT - 1) // CHUNK_UNIT * CHUNK_UNIT
+        size = ((keys + splits - 1) // splits + chunk_unit - 1) // chunk_unit * chunk_unit
         splits = tl.where(decodes, (keys + size - 1) // size, 0)
         slots = tl.where(splits > 1, splits, 0)
         item = num_items + tl.cumsum(splits, 0) - splits
@@ -246,15 +249,15 @@ def _list_kernel(
             tl.store(record + 6, slot, mask=here)
             tl.store(record + 7, splits, mask=here)
             tl.store(record + 8, tl.zeros_like(row) + split, mask=here)
-        count = tl.where(num_queries > DECODE_TOKENS, (num_queries + TILE_TOKENS - 1) // TILE_TOKENS, 0)
+        count = tl.where(num_queries > decode_tokens, (num_queries + tile_tokens - 1) // tile_tokens, 0)
         tile = num_tiles + tl.cumsum(count, 0) - count
         for index in range(program, tl.max(count, 0), programs):  # a row's last tile has most keys, and goes first
             here = index < count
             record = tiles + (1 + tile + index) * RECORD
-            token = (count - 1 - index) * TILE_TOKENS
+            token = (count - 1 - index) * tile_tokens
             tl.store(record, row, mask=here)
             tl.store(record + 1, query_begin + token, mask=here)
-            tl.store(record + 2, tl.minimum(num_queries - token, TILE_TOKENS), mask=here)
+            tl.store(record + 2, tl.minimum(num_queries - token, tile_tokens), mask=here)
             tl.store(record + 3, length - num_queries + token, mask=here)
             # The earliest key any of the row's queries may see: what lies before may be gone.
             first_seen = tl.zeros_like(row)
@@ -299,12 +302,12 @@ def list_work(
         prefix_tokens_R,
         bounds.rows,
         heads.window or 0,
-        DECODE_TOKENS=bounds.decode_tokens,
-        TILE_TOKENS=tokens,
-        TARGET=target,
-        MIN_CHUNK=-(-decode.min_chunk // decode.block_n) * decode.block_n,
-        CHUNK_UNIT=math.lcm(decode.block_n, page),
-        PAGE=page,
+        bounds.decode_tokens,
+        tokens,
+        target,
+        decode.min_chunk,
+        math.lcm(decode.block_n, page),
+        page,
         HAS_WINDOW=heads.window is not None,
         HAS_PREFIX=prefix_tokens_R is not None,
         BLOCK_R=1024,
