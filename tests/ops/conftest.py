@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -68,3 +71,11 @@ def _mend_the_interpreter() -> None:
 
 
 _mend_the_interpreter()
+
+
+@pytest.fixture(autouse=True)
+def _arithmetic_as_on_a_device() -> Iterator[None]:
+    """The interpreter computes in numpy, which warns of infinities and NaN that kernels mean to have."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
+        yield

@@ -8,7 +8,7 @@ from triton.backends import backends
 if not (knobs.runtime.interpret or any(backend.driver.is_active() for backend in backends.values())):
     raise ImportError("Triton finds no GPU here")
 
-from octavo.ops.triton import activation, batch, logprobs, norm, penalties, rope, sampling, truncation
+from octavo.ops.triton import activation, batch, linear, logprobs, norm, penalties, rope, sampling, truncation
 
 OPS = {
     function.__name__: function
@@ -18,6 +18,7 @@ OPS = {
         activation.silu_and_mul,
         batch.append_sampled,
         batch.build_batch,
+        linear.linear,
         logprobs.gather_logprobs,
         norm.add_rms_norm,
         norm.gated_rms_norm,

@@ -149,6 +149,4 @@ def append_sampled(rows_S: Tensor, token_ids_S: Tensor, tokens: Tensor, length: 
     num_rows = rows_S.shape[0]
     if num_rows:
         grid = (triton.cdiv(num_rows, BLOCK),)
-        _append_sampled[grid](
-            rows_S, token_ids_S, tokens, tokens.stride(0), length, num_rows, BLOCK=BLOCK, num_warps=2
-        )
+        _append_sampled[grid](rows_S, token_ids_S, tokens, tokens.stride(0), length, num_rows, BLOCK=BLOCK, num_warps=2)

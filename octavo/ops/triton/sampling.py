@@ -202,16 +202,12 @@ def _sample(
 
 
 @triton.jit
-def _argmax(
-    logits_ptr, logits_stride, max_ptr, ids_ptr, greatest_ptr, vocab_size, num_blocks, WIDTH: tl.constexpr
-):
+def _argmax(logits_ptr, logits_stride, max_ptr, ids_ptr, greatest_ptr, vocab_size, num_blocks, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     block = tl.arange(0, WIDTH)
     maxima = summaries(max_ptr, row, num_blocks, block, -float("inf"))
     greatest, _ = row_maximum(maxima)
-    token_id = first_greatest(
-        logits_ptr + row * logits_stride, maxima, greatest, block, vocab_size, 1.0, 1.0, WIDTH
-    )
+    token_id = first_greatest(logits_ptr + row * logits_stride, maxima, greatest, block, vocab_size, 1.0, 1.0, WIDTH)
     tl.store(ids_ptr + row, token_id.to(tl.int64))
     tl.store(greatest_ptr + row, greatest.to(greatest_ptr.dtype.element_ty))
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from octavo.ops.triton.logit_blocks import (
     INF,
     dense_rows,
-    divided,
     float_of,
     key_of,
     load_tile,
@@ -64,7 +63,8 @@ def _search(
     SUBS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The greatest logit t, `low` at least, such that the logits from t on number `wanted`; or weigh it, `by_mass`. Logits below `floor` do not count. Those from `low` on are enough."""
+    """The greatest logit t, `low` at least, such that the logits from t on number `wanted`, or weigh it, `by_mass`.
+    Logits below `floor` do not count. Those from `low` on are enough."""
     low_key = key_of(low).to(tl.int64)
     high_key = key_of(greatest).to(tl.int64) + 1  # nothing is there
     while high_key - low_key > 1:
@@ -107,7 +107,16 @@ def _search(
 
 @triton.jit
 def _mass_from(
-    row_ptr, list_ptr, num_listed, vocab_size, temperature, inverse, greatest, threshold, SUBS: tl.constexpr, BLOCK: tl.constexpr
+    row_ptr,
+    list_ptr,
+    num_listed,
+    vocab_size,
+    temperature,
+    inverse,
+    greatest,
+    threshold,
+    SUBS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """(the mass of the listed logits above `threshold`, how many equal it)."""
     above = tl.zeros([SUBS, BLOCK], tl.float32)
@@ -121,7 +130,16 @@ def _mass_from(
 
 @triton.jit
 def _id_of_equal(
-    row_ptr, list_ptr, num_listed, vocab_size, temperature, inverse, threshold, wanted, SUBS: tl.constexpr, BLOCK: tl.constexpr
+    row_ptr,
+    list_ptr,
+    num_listed,
+    vocab_size,
+    temperature,
+    inverse,
+    threshold,
+    wanted,
+    SUBS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """The id of the logit that is the `wanted`-th, from 1, to equal `threshold`."""
     found = vocab_size
