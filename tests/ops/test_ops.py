@@ -158,7 +158,7 @@ def test_products_of_few_rows(rows: int, split: int, by_sums: bool) -> None:
 def test_a_tiling_serves_up_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.ops.triton import linear
 
-    few, more = (linear.Tiling(False, 16, 32, split, 4, 2) for split in (1, 2))
+    few, more = (linear.Tiling(False, 16, 32, split, 4, 2) for split in (1, 3))
     monkeypatch.setitem(linear.FASTER, (70, 96), ((2, few), (8, more)))
     assert [linear.tiling_of(rows, 70, 96) for rows in (1, 2, 3, 8, 9)] == [few, few, more, more, None]
     assert linear.tiling_of(1, 96, 70) is None

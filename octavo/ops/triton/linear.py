@@ -152,6 +152,7 @@ def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, t
     """x @ weight^T + bias for up to MOST_ROWS rows (MOST_ROWS_BY_SUMS); inputs divide by inner * split. Sums in
     float32, in an order that only the tiling decides."""
     num_rows, num_outputs = x.shape[0], weight.shape[0]
+    assert x.shape[1] % (tiling.inner * tiling.split) == 0, (x.shape, tiling)
     out = torch.empty(num_rows, num_outputs, dtype=x.dtype, device=x.device)
     split = tiling.split
     target = out
