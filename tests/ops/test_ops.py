@@ -159,10 +159,11 @@ def test_a_tiling_serves_up_to_its_rows(monkeypatch: pytest.MonkeyPatch) -> None
     from octavo.ops.triton import linear
 
     few, more = (linear.Tiling(False, 16, 32, split, 4, 2) for split in (1, 3))
-    monkeypatch.setitem(linear.FASTER, (70, 96), ((2, few), (8, more)))
-    assert [linear.tiling_of(rows, 70, 96) for rows in (1, 2, 3, 8, 9)] == [few, few, more, more, None]
+    monkeypatch.setitem(linear.FASTER, (70, 96), ((2, few), (4, None), (8, more)))
+    found = [linear.tiling_of(rows, 70, 96) for rows in (1, 2, 3, 4, 5, 8, 9)]
+    assert found == [few, few, None, None, more, more, None]
     assert linear.tiling_of(1, 96, 70) is None
-    x, weight = random(3, 96, dtype=torch.bfloat16), random(70, 96, dtype=torch.bfloat16, seed=1) / 8
+    x, weight = random(6, 96, dtype=torch.bfloat16), random(70, 96, dtype=torch.bfloat16, seed=1) / 8
     close(implementation_of("linear", "triton")(x, weight), x.double() @ weight.double().T, torch.bfloat16)
 
 

@@ -28,9 +28,9 @@ class Tiling:
     num_stages: int
 
 
-# (outputs O, inputs I) -> (most rows, tiling), ascending by rows; above the last, the library. benchmarks/gpu_ops.py
-# --linear measures and prints these lines.
-FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling], ...]] = {}
+# (outputs O, inputs I) -> (most rows, tiling or None for the library), ascending by rows; above the last, the library.
+# benchmarks/gpu_ops.py --linear measures and prints these lines.
+FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {}
 
 
 def tiling_of(num_rows: int, num_outputs: int, num_inputs: int) -> Tiling | None:
