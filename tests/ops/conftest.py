@@ -1,12 +1,17 @@
-"""Triton's kernels run in its interpreter where there is no GPU."""
+"""Without a GPU, Triton's kernels run in its interpreter. That has to be said before triton is imported."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from tests.ops import interpreter
 

@@ -8,7 +8,18 @@ import triton
 if not (triton.knobs.runtime.interpret or torch.cuda.is_available()):
     raise ImportError("no GPU is present (TRITON_INTERPRET=1 runs the kernels on a CPU, slowly)")
 
-from octavo.ops.triton import activation, attention, batch, logprobs, norm, penalties, rope, sampling, truncation
+from octavo.ops.triton import (
+    activation,
+    attention,
+    batch,
+    linear,
+    logprobs,
+    norm,
+    penalties,
+    rope,
+    sampling,
+    truncation,
+)
 
 OPS = {
     function.__name__: function
@@ -19,6 +30,7 @@ OPS = {
         attention.paged_attention,
         batch.append_sampled,
         batch.build_batch,
+        linear.linear,
         logprobs.gather_logprobs,
         norm.add_rms_norm,
         norm.gated_rms_norm,

@@ -11,7 +11,7 @@ TILE = 4096  # values a program has at once, where rows are narrow
 
 @triton.jit
 def _scaled(wide, weight, size, eps, offset, HAS_OFFSET: tl.constexpr, dtype: tl.constexpr):
-    """Rows of `wide` [r, d] (zeros past `size`) normalised, times `weight` [1, d], rounded as the specification does."""
+    """Rows of `wide` [r, d], zeros past `size`, normalised, times `weight` [1, d]; rounded as specified."""
     normed = wide * tl.rsqrt(tl.sum(wide * wide, 1) / size + eps)[:, None]
     if HAS_OFFSET:
         return (normed * (weight.to(tl.float32) + offset)).to(dtype)

@@ -63,7 +63,8 @@ def _search(
     SUBS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The greatest logit t, `low` at least, such that the logits from t on number `wanted`; or weigh it, `by_mass`. Logits below `floor` do not count. Those from `low` on are enough."""
+    """The greatest logit t, `low` at least, such that the logits from t on number `wanted`, or weigh it, `by_mass`.
+    Logits below `floor` do not count. Those from `low` on are enough."""
     low_key = key_of(low).to(tl.int64)
     high_key = key_of(greatest).to(tl.int64) + 1  # nothing is there
     while high_key - low_key > 1:
