@@ -57,6 +57,10 @@ class Parts:
     logprobs: list[tuple[Part, list[int]]]  # and how many each row asked for
 
     @property
+    def needs_float(self) -> bool:
+        return bool(self.penalised or self.min_tokens or self.logprobs)
+
+    @property
     def changes_logits(self) -> bool:
         return bool(self.penalised or self.min_tokens or (self.random and self.random.idx is None))
 
@@ -135,13 +139,15 @@ class Sampler:
             self._counts.remove(row)
 
     def sample(self, logits_SV: Tensor, rows: Tensor, rows_host: list[int], output_positions: Tensor) -> SamplerOutput:
-        """One token for each of S rows; `logits_SV` (float32) may be overwritten.
+        """One token for each of S rows; `logits_SV`, of any floating dtype, may be overwritten.
 
         `rows` (int64 [S], and the same on the host) are the rows' places in the table, `output_positions` (int64 [S])
         the number of output tokens each has so far.
         """
         self._write_staged()
         parts = self._split(rows_host)
+        if parts.needs_float or not dispatch.is_specialised("choose_tokens"):
+            logits_SV = logits_SV.float()
         raw = self._set_raw_aside(logits_SV, parts)
         if parts.min_tokens:
             self._hold_stops_back(logits_SV, parts.min_tokens, rows, output_positions)

@@ -47,6 +47,10 @@ def candidates(num_rows: int, num_outputs: int, num_inputs: int) -> list[Tiling]
     if num_rows <= MOST_ROWS_BY_SUMS:
         found += [Tiling(True, 4, 1024 // _power(num_rows), split, 4, 1) for split in (1, 2)]
         found += [Tiling(True, 8, 512 // _power(num_rows), split, 4, 3) for split in (1, 2)]
+        found += [
+            Tiling(True, 2, 1024 // _power(num_rows), 1, 4, 1),
+            Tiling(True, 8, 1024 // _power(num_rows), 1, 8, 1),
+        ]
     for outputs, inner, num_stages in ((64, 128, 4), (64, 256, 3), (128, 128, 3)):
         programs = triton.cdiv(num_outputs, outputs)
         splits = {1, *(split for split in (2, 4, 8) if programs * split <= 600 and programs * split >= 100)}
