@@ -43,6 +43,7 @@ class Recorder:
             prefix=config.machine.metrics_prefix,
             max_model_len=config.scheduler.max_model_len,
             cache_info=cache_info(config.cache, num_blocks),
+            block_lives=config.machine.block_lives_sample > 0,
         )
         live = LiveView(model_name, config.scheduler.max_num_batched_tokens, config.scheduler.max_num_seqs)
         return cls(metrics, ThroughputLog(), live, tracer)
