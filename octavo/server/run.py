@@ -24,7 +24,9 @@ from octavo.engine.configure import configure
 from octavo.engine.launch import FrontendGroup, Supervisor
 from octavo.errors import ConfigurationError
 from octavo.server.app import make_app
+from octavo.server.certificates import CertificateWatch, check_tls
 from octavo.server.metrics import router as metrics_router
+from octavo.server.middleware import load_middleware
 from octavo.server.page import router as page_router
 from octavo.server.state import ServedModel, ServerState
 from octavo.telemetry.recorder import Recorder
@@ -37,7 +39,9 @@ INTERRUPTED = 130
 
 
 def serve(options: Options, serve_options: ServeOptions) -> int:
-    """Until a signal ends it. Returns the exit status. Raises what loading the model raises."""
+    """Until a signal ends it. Returns the exit status. Raises ConfigurationError, and what loading the model raises."""
+    load_middleware(serve_options.middleware)  # what is wrong is said before anything starts
+    check_tls(serve_options)
     with listening(serve_options) as sock:
         if serve_options.api_server_count > 1:
             return _serve_from_several(options, serve_options, sock)
@@ -65,10 +69,7 @@ def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOpt
         timeout_graceful_shutdown=None,
         server_header=False,
     )
-    try:
-        config.load()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"ssl_keyfile, ssl_certfile: {error}") from error
+    config.load()
     server = _Server(config, state)
     with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
@@ -127,12 +128,13 @@ class _Server(uvicorn.Server):
 
     async def run_with_engine(self, open_engine: Callable[[], AsyncEngine], sock: socket.socket) -> None:
         engine = open_engine()
-        loading = asyncio.ensure_future(self._load(engine))
+        loading, watching = asyncio.ensure_future(self._load(engine)), asyncio.ensure_future(self._watch_certificate())
         try:
             await self.serve([sock])
         finally:
             loading.cancel()
-            (error,) = await asyncio.gather(loading, return_exceptions=True)
+            watching.cancel()
+            error, _ = await asyncio.gather(loading, watching, return_exceptions=True)
             if self.state.recorder is not None:
                 await asyncio.to_thread(self.state.recorder.close)
             await asyncio.to_thread(engine.shutdown)
@@ -157,6 +159,13 @@ class _Server(uvicorn.Server):
         self.state.recorder = recorder
         self.state.served.set_result(served)
         logger.info("%s is ready; its context is %d tokens", " = ".join(served.names), served.max_model_len)
+
+    async def _watch_certificate(self) -> None:
+        options, context = self.state.options, self.config.ssl
+        if not options.enable_ssl_refresh or context is None:
+            return
+        assert options.ssl_certfile is not None and options.ssl_keyfile is not None
+        await CertificateWatch(context, options.ssl_certfile, options.ssl_keyfile, options.ssl_ca_certs).run()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
