@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -28,7 +28,7 @@ def _load(path: str) -> Middleware:
     except Exception as error:  # whatever the module does when it is imported
         raise _error(path, f"{type(error).__name__}: {error}") from None
     if inspect.isclass(found):
-        return Middleware(found)
+        return Middleware(cast(Any, found))
     if inspect.iscoroutinefunction(found):
         return Middleware(BaseHTTPMiddleware, dispatch=found)
     raise _error(path, f"it is neither a class nor an async function, but {type(found).__name__}")
