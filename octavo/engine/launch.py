@@ -58,7 +58,7 @@ class Supervisor:
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        self._directory = _private_directory()
+        self.directory = _private_directory()  # for sockets: only this user may enter
         self._thread = threading.Thread(target=self._run, name="octavo-supervisor", daemon=True)
         self._thread.start()
 
@@ -129,7 +129,7 @@ class Supervisor:
             _log.exception("the engine's process cannot be watched any more")
             self._die(EngineDead(f"{type(unexpected).__name__}: {unexpected}"))
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
             self._wake_receiver.close()
             self._wake_sender.close()
 
@@ -137,7 +137,7 @@ class Supervisor:
         """One process from start to end: (seconds that it was ready, None if it never was; why it ended; the error
         that it named)."""
         try:
-            child = start_child("octavo.engine.core_process", [self._directory])
+            child = start_child("octavo.engine.core_process", [self.directory])
         except OSError as refused:  # no process, no descriptors
             return None, str(refused), None
         self._set(self._status.state, incarnation, self._status.reason, pid=child.pid)
@@ -177,7 +177,7 @@ class Supervisor:
                 elif child.process.poll() is not None:
                     break
         child.end(1.0)
-        Path(self._directory, f"core-{incarnation}").unlink(missing_ok=True)
+        Path(self.directory, f"core-{incarnation}").unlink(missing_ok=True)
         lived = None if ready_at is None else time.monotonic() - ready_at
         if failed is not None:
             named = _named_error(failed)
@@ -186,7 +186,7 @@ class Supervisor:
 
     def _address(self, incarnation: int) -> str:
         """A new one for each process, so that nothing meant for one reaches another."""
-        path = f"{self._directory}/core-{incarnation}"
+        path = f"{self.directory}/core-{incarnation}"
         if zmq.has("ipc") and len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
             return f"ipc://{path}"
         return "tcp://127.0.0.1:*"
@@ -372,7 +372,7 @@ def _named_error(failed: Failed) -> OctavoError:
 
 
 def _private_directory() -> str:
-    """For sockets: only this user may enter."""
+    """Made anew, its path short enough for sockets in it."""
     path = tempfile.mkdtemp(prefix="octavo-")
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH - 12 and Path("/tmp").is_dir():
         try:

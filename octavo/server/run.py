@@ -28,6 +28,7 @@ from octavo.server.certificates import CertificateWatch, check_tls
 from octavo.server.metrics import router as metrics_router
 from octavo.server.middleware import load_middleware
 from octavo.server.page import router as page_router
+from octavo.server.response_peers import Place, ResponsePeers
 from octavo.server.state import ServedModel, ServerState
 from octavo.telemetry.recorder import Recorder
 
@@ -48,13 +49,16 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
         return serve_socket(lambda: AsyncEngine.launch(options), serve_options, sock)
 
 
-def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOptions, sock: socket.socket) -> int:
+def serve_socket(
+    open_engine: Callable[[], AsyncEngine], serve_options: ServeOptions, sock: socket.socket, place: Place | None = None
+) -> int:
     """Answers on a socket until a signal ends it. `open_engine` is called on the event loop, and returns before the
-    engine is ready."""
+    engine is ready. `place` is among other processes that answer on the same socket."""
     _log_as_octavo(serve_options)
     state = ServerState(serve_options)
+    app = make_app(state, [metrics_router(state), page_router(state)])
     config = uvicorn.Config(
-        make_app(state, [metrics_router(state), page_router(state)]),
+        app,
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -70,7 +74,9 @@ def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOpt
         server_header=False,
     )
     config.load()
-    server = _Server(config, state)
+    peers = None if place is None else ResponsePeers(app.state.responses, place)
+    app.state.responses.elsewhere = peers
+    server = _Server(config, state, peers)
     with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
         runner.run(server.run_with_engine(open_engine, sock))
@@ -93,7 +99,9 @@ def _serve_from_several(options: Options, serve_options: ServeOptions, sock: soc
     try:
         configured = configure(options)
         supervisor.configure(configured.config)
-        settings = msgspec.json.encode({"options": serve_options, "socket": sock.fileno()})
+        settings = msgspec.json.encode(
+            {"options": serve_options, "socket": sock.fileno(), "directory": supervisor.directory}
+        )
         group = FrontendGroup(
             supervisor,
             configured.config,
@@ -121,12 +129,14 @@ def _serve_from_several(options: Options, serve_options: ServeOptions, sock: soc
 class _Server(uvicorn.Server):
     """The first signal lets running requests end, for shutdown_timeout seconds; a second one does not wait."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, peers: ResponsePeers | None = None) -> None:
         super().__init__(config)
-        self.state = state
+        self.state, self.peers = state, peers
         self.signals: list[int] = []
 
     async def run_with_engine(self, open_engine: Callable[[], AsyncEngine], sock: socket.socket) -> None:
+        if self.peers is not None:
+            await self.peers.open()
         engine = open_engine()
         loading, watching = asyncio.ensure_future(self._load(engine)), asyncio.ensure_future(self._watch_certificate())
         try:
@@ -135,6 +145,8 @@ class _Server(uvicorn.Server):
             loading.cancel()
             watching.cancel()
             error, _ = await asyncio.gather(loading, watching, return_exceptions=True)
+            if self.peers is not None:
+                self.peers.close()
             if self.state.recorder is not None:
                 await asyncio.to_thread(self.state.recorder.close)
             await asyncio.to_thread(engine.shutdown)
