@@ -41,7 +41,38 @@ _MAX_SOCKET_PATH = 100  # bytes; systems allow 104 to 108
 _HOPELESS = (ConfigurationError, CheckpointError, OutOfMemory)
 
 
-class Supervisor:
+class Announced:
+    """A status that any thread may read, and be told of: everybody sees the same order."""
+
+    def __init__(self, status: CoreStatus) -> None:
+        self._status = status
+        self._callbacks: list[Callable[[CoreStatus], None]] = []
+        self._lock = threading.RLock()
+
+    @property
+    def status(self) -> CoreStatus:
+        return self._status
+
+    def subscribe(self, callback: Callable[[CoreStatus], None]) -> Callable[[], None]:
+        with self._lock:
+            self._callbacks.append(callback)
+            callback(self._status)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+        return unsubscribe
+
+    def _announce(self, state: CoreStatus) -> None:
+        with self._lock:
+            self._status = state
+            for callback in list(self._callbacks):
+                callback(state)
+
+
+class Supervisor(Announced):
     """Owns the core's process and the private directory of its sockets. The process starts at once, and imports what
     it needs while its configuration is still being made; `configure` or `give_up` must follow."""
 
@@ -50,9 +81,7 @@ class Supervisor:
     def __init__(self) -> None:
         self.token = secrets.token_bytes(16)
         self.failure: OctavoError | None = None  # why the engine is dead
-        self._status = CoreStatus("starting", 1, "the engine's process starts")
-        self._callbacks: list[Callable[[CoreStatus], None]] = []
-        self._lock = threading.RLock()  # status and callbacks: everybody sees the same order
+        super().__init__(CoreStatus("starting", 1, "the engine's process starts"))
         self._config: bytes | None = None
         self._is_stopping = self._is_draining = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
@@ -61,10 +90,6 @@ class Supervisor:
         self.directory = _private_directory()  # for sockets: only this user may enter
         self._thread = threading.Thread(target=self._run, name="octavo-supervisor", daemon=True)
         self._thread.start()
-
-    @property
-    def status(self) -> CoreStatus:
-        return self._status
 
     def configure(self, config: EngineConfig) -> None:
         """Raises ConfigurationError where it cannot be sent."""
@@ -80,18 +105,6 @@ class Supervisor:
     def drain(self) -> None:
         """From now on a core that ends is not replaced."""
         self._is_draining = True
-
-    def subscribe(self, callback: Callable[[CoreStatus], None]) -> Callable[[], None]:
-        with self._lock:
-            self._callbacks.append(callback)
-            callback(self._status)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                if callback in self._callbacks:
-                    self._callbacks.remove(callback)
-
-        return unsubscribe
 
     def stop(self) -> None:
         """Returns when the core has ended and its directory is gone."""
@@ -201,13 +214,10 @@ class Supervisor:
         address: str = "",
         facts: CoreFacts | None = None,
     ) -> None:
-        with self._lock:
-            self._status = CoreStatus(state, incarnation, reason, pid, address, facts or self._status.facts)
-            for callback in list(self._callbacks):
-                callback(self._status)
+        self._announce(CoreStatus(state, incarnation, reason, pid, address, facts or self._status.facts))
 
     def _die(self, error: OctavoError) -> None:
-        _log.error("the engine is dead: %s", error)
+        _log.log(logging.INFO if self._is_draining else logging.ERROR, "the engine is dead: %s", error)
         self.failure = error
         self._set("dead", self._status.incarnation, str(error))
 
@@ -223,9 +233,10 @@ class Supervisor:
             return
 
 
-class ParentSource:
+class ParentSource(Announced):
     """In a front end that another process started: `launch` is what it was given, statuses follow. Ends this process
-    when that one dies, and sends it SIGTERM when that one says `Stop`."""
+    when that one dies. `on_stop` is called on a thread when that one says `Stop`; unset, this process gets a SIGTERM.
+    """
 
     def __init__(self, fd: int) -> None:
         self._channel: Channel = parent_channel(fd)
@@ -233,26 +244,9 @@ class ParentSource:
         if not isinstance(launch, LaunchFrontend):
             raise OctavoError("a front end was started by nobody that knows how")
         self.launch, self.index, self.token = launch, launch.index, launch.token
-        self._status = CoreStatus("starting", 1)
-        self._callbacks: list[Callable[[CoreStatus], None]] = []
-        self._lock = threading.RLock()
+        super().__init__(CoreStatus("starting", 1))
+        self.on_stop: Callable[[], None] = _terminate
         threading.Thread(target=self._listen, name="octavo-parent", daemon=True).start()
-
-    @property
-    def status(self) -> CoreStatus:
-        return self._status
-
-    def subscribe(self, callback: Callable[[CoreStatus], None]) -> Callable[[], None]:
-        with self._lock:
-            self._callbacks.append(callback)
-            callback(self._status)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                if callback in self._callbacks:
-                    self._callbacks.remove(callback)
-
-        return unsubscribe
 
     def drain(self) -> None:
         """The core is not this process's."""
@@ -267,12 +261,9 @@ class ParentSource:
             except MalformedMessage:
                 message = None
             if isinstance(message, CoreStatus):
-                with self._lock:
-                    self._status = message
-                    for callback in list(self._callbacks):
-                        callback(message)
+                self._announce(message)
             elif isinstance(message, Stop):
-                os.kill(os.getpid(), signal.SIGTERM)
+                self.on_stop()
             else:
                 os._exit(1)
 
@@ -310,17 +301,20 @@ class FrontendGroup:
         with self._lock:
             return [self._children[index].pid for index in sorted(self._children)]
 
-    def stop(self, seconds: float) -> None:
-        """SIGTERM to all of them; those that have not ended after `seconds` are killed. May be called again."""
+    def stop(self, seconds: float, is_urgent: Callable[[], bool] = lambda: False) -> None:
+        """`Stop` to all of them; those that have not ended after `seconds`, or as soon as it `is_urgent`, are killed.
+        May be called again."""
         with self._lock:
             self._is_stopping = True
             children = list(self._children.values())
         self._unsubscribe()
         for child in children:
-            child.process.terminate()
+            child.channel.send(Stop())
         end = time.monotonic() + seconds
+        while any(child.process.poll() is None for child in children) and time.monotonic() < end and not is_urgent():
+            time.sleep(0.02)
         for child in children:
-            child.end(max(end - time.monotonic(), 0.0))
+            child.end(0.0)
         for thread in self._threads:
             thread.join()
 
@@ -356,6 +350,10 @@ class FrontendGroup:
                 if self._is_stopping:
                     return
                 self._start(index).channel.send(self._supervisor.status)
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _delay(num_deaths: int) -> float:

@@ -15,7 +15,7 @@ from fastapi import Query, Request, Response
 
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
-from octavo.server.answer import Answer, TokenCounts
+from octavo.server.answer import Answer, TokenCounts, new_answer
 from octavo.server.chat import require_tool_calls
 from octavo.server.errors import ApiError, error_fields, named_as
 from octavo.server.logprobs import TokenNames, chat_logprobs
@@ -25,7 +25,7 @@ from octavo.server.response_items import OutputItems, chat_messages
 from octavo.server.response_store import KeptResponse, ResponseStore, StoredResponse
 from octavo.server.routing import REFUSALS, STREAMED, make_router
 from octavo.server.sampling import make_params, not_supported, refuse_unsupported
-from octavo.server.sse import named, open_stream, until_disconnect
+from octavo.server.sse import answer_whole, named, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, served_model, state_of
 
 router = make_router("responses")
@@ -43,8 +43,7 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
         return _json(entry.response)
     if body.stream:
         return await open_stream(run.encoded(), state.options.sse_keep_alive_interval, run.error_event)
-    response = await until_disconnect(request, run.finish())
-    return Response(status_code=499) if response is None else _json(response)
+    return await answer_whole(request, run.finish())
 
 
 @router.get("/v1/responses/{response_id}", response_model=ResponseObject, responses=STREAMED)
@@ -114,8 +113,12 @@ class ResponseJob:
     names: TokenNames
 
     def new_answer(self) -> Answer:
-        return Answer(
-            self.served.new_parser(self.tools, self.prompt.ends_in_reasoning),
+        return new_answer(
+            self.served,
+            self.tools,
+            self.prompt,
+            bool(self.body.stream),
+            "responses",
             keep_reasoning=self.body.include_reasoning,
             parallel_calls=self.body.parallel_tool_calls is not False,
         )

@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 import stat
-import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -50,10 +50,14 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
 
 
 def serve_socket(
-    open_engine: Callable[[], AsyncEngine], serve_options: ServeOptions, sock: socket.socket, place: Place | None = None
+    open_engine: Callable[[], AsyncEngine],
+    serve_options: ServeOptions,
+    sock: socket.socket,
+    place: Place | None = None,
+    on_server: Callable[[Server], None] | None = None,
 ) -> int:
     """Answers on a socket until a signal ends it. `open_engine` is called on the event loop, and returns before the
-    engine is ready. `place` is among other processes that answer on the same socket."""
+    engine is ready. `place` is among other processes that answer on the same socket; `on_server` gets what serves."""
     _log_as_octavo(serve_options)
     state = ServerState(serve_options)
     app = make_app(state, [metrics_router(state), page_router(state)])
@@ -76,7 +80,9 @@ def serve_socket(
     config.load()
     peers = None if place is None else ResponsePeers(app.state.responses, place)
     app.state.responses.elsewhere = peers
-    server = _Server(config, state, peers)
+    server = Server(config, state, peers)
+    if on_server is not None:
+        on_server(server)
     with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
         runner.run(server.run_with_engine(open_engine, sock))
@@ -86,11 +92,11 @@ def serve_socket(
 def _serve_from_several(options: Options, serve_options: ServeOptions, sock: socket.socket) -> int:
     """Several processes answer on one socket for one core; this one starts and watches all of them."""
     signals: list[int] = []
-    is_over = threading.Event()
+    ends: SimpleQueue[None] = SimpleQueue()  # its `put` may interrupt its `get`, as a signal does
 
     def note(sig: int, frame: FrameType | None) -> None:
         signals.append(sig)
-        is_over.set()
+        ends.put(None)
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, note)
@@ -112,21 +118,20 @@ def _serve_from_several(options: Options, serve_options: ServeOptions, sock: soc
         )
         where = address_of(sock, serve_options.ssl_certfile is not None)
         logger.info("%d processes answer at %s; the engine is starting", serve_options.api_server_count, where)
-        unsubscribe = supervisor.subscribe(lambda status: is_over.set() if status.state == "dead" else None)
-        while not is_over.wait(1.0):  # signals are handled between two waits
-            pass
+        unsubscribe = supervisor.subscribe(lambda status: ends.put(None) if status.state == "dead" else None)
+        ends.get()
         unsubscribe()
         supervisor.drain()
     finally:
         if group is not None:
-            group.stop(serve_options.shutdown_timeout + _LAST_WORDS if len(signals) < 2 else 0.0)
+            group.stop(serve_options.shutdown_timeout + _LAST_WORDS, lambda: len(signals) > 1)
         supervisor.stop()
     if supervisor.failure is not None and not signals:
         raise supervisor.failure
     return INTERRUPTED if signals[:1] == [signal.SIGINT] else 0
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """The first signal lets running requests end, for shutdown_timeout seconds; a second one does not wait."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState, peers: ResponsePeers | None = None) -> None:
@@ -191,8 +196,12 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.signals.append(sig)
-        if self.should_exit:
+        if len(self.signals) > 1:
             self.force_exit = True
+        self.end()
+
+    def end(self) -> None:
+        """What one signal does, from any thread: nothing more if there was one."""
         self.should_exit = True
         self.state.is_stopping = True
 

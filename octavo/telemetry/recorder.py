@@ -69,6 +69,11 @@ class Recorder:
         if self.metrics is not None:
             self.metrics.rejection(limit)
 
+    def tool_call_parser(self, streaming: bool, api: str, found: bool) -> None:
+        """An answer was searched for tool calls."""
+        if self.metrics is not None:
+            self.metrics.tool_call_parser(streaming=streaming, found=found, request_type=api)
+
     def completion(self, ended: FinishedCompletion) -> None:
         if self.metrics is not None:
             self.metrics.completion(ended)
