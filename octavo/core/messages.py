@@ -182,6 +182,12 @@ class Stop(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """End in order, without finishing what is running."""
 
 
+class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """To the core, which sends it back between two steps."""
+
+    number: int
+
+
 CoreState = Literal["starting", "ready", "restarting", "draining", "dead"]
 
 

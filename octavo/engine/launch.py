@@ -23,19 +23,33 @@ from pathlib import Path
 import zmq
 
 import octavo.errors
+from octavo.config import env
 from octavo.config.engine_config import EngineConfig, encode_config
-from octavo.core.messages import CoreFacts, CoreState, CoreStatus, Failed, LaunchCore, LaunchFrontend, Ready, Stop
+from octavo.core.messages import (
+    CoreFacts,
+    CoreState,
+    CoreStatus,
+    Failed,
+    Heartbeat,
+    LaunchCore,
+    LaunchFrontend,
+    Ready,
+    Stop,
+)
 from octavo.core.wire import MalformedMessage
 from octavo.engine.control import Channel, Child, parent_channel, start_child
 from octavo.errors import CheckpointError, ConfigurationError, EngineDead, OctavoError, OutOfMemory
 
 _log = logging.getLogger(__name__)
 
+STEP_TIMEOUT = "OCTAVO_EXECUTE_MODEL_TIMEOUT_SECONDS"
 MAX_FAILED_STARTS = 5  # in a row; then the engine is dead
 _STOP_SECONDS = 5.0  # for a step to end; then the core is killed
 _HEALTHY_SECONDS = 30.0  # a core that lived so long starts the back-off anew
 FIRST_DELAY = 0.5  # seconds after the second death in a row; then it doubles
 _MAX_DELAY = 30.0
+_TICK = 0.5  # seconds between two looks at a core that says nothing
+_HEARTBEAT = 15.0  # seconds between two questions whether it is alive
 _MAX_SOCKET_PATH = 100  # bytes; systems allow 104 to 108
 # Trying again changes nothing, unless the machine was different when the last core started.
 _HOPELESS = (ConfigurationError, CheckpointError, OutOfMemory)
@@ -74,13 +88,15 @@ class Announced:
 
 class Supervisor(Announced):
     """Owns the core's process and the private directory of its sockets. The process starts at once, and imports what
-    it needs while its configuration is still being made; `configure` or `give_up` must follow."""
+    it needs while its configuration is still being made; `configure` or `give_up` must follow. Raises
+    ConfigurationError."""
 
     index = 0
 
     def __init__(self) -> None:
         self.token = secrets.token_bytes(16)
         self.failure: OctavoError | None = None  # why the engine is dead
+        self.step_timeout = env.read_seconds(STEP_TIMEOUT)  # 0: none
         super().__init__(CoreStatus("starting", 1, "the engine's process starts"))
         self._config: bytes | None = None
         self._is_stopping = self._is_draining = False
@@ -157,6 +173,7 @@ class Supervisor(Announced):
         ready_at: float | None = None
         failed: Failed | None = None
         is_configured = False
+        pulse = _Pulse(child.channel)
         with selectors.DefaultSelector() as selector:
             selector.register(child.channel, selectors.EVENT_READ)
             selector.register(self._wake_receiver, selectors.EVENT_READ)
@@ -169,7 +186,9 @@ class Supervisor(Announced):
                     is_configured = True
                     address, level = self._address(incarnation), logging.getLogger("octavo").getEffectiveLevel()
                     child.channel.send(LaunchCore(self._config, address, self.token, level))
-                readable = [key.fileobj for key, _ in selector.select(0.5)]
+                readable = [key.fileobj for key, _ in selector.select(_TICK)]
+                if ready_at is not None and pulse.has_stopped(self.step_timeout):
+                    child.process.kill()
                 if self._wake_receiver in readable:
                     self._wake_receiver.recv(4096)
                 if child.channel in readable:
@@ -183,6 +202,8 @@ class Supervisor(Announced):
                         ready_at = time.monotonic()
                         facts, address = message.facts, message.address
                         self._set("ready", incarnation, pid=child.pid, address=address, facts=facts)
+                    elif isinstance(message, Heartbeat):
+                        pulse.answered(message)
                     elif isinstance(message, Failed):
                         failed = message
                     elif message is None:
@@ -195,6 +216,8 @@ class Supervisor(Announced):
         if failed is not None:
             named = _named_error(failed)
             return lived, str(named), named
+        if pulse.is_dead:
+            return lived, f"a step took more than {self.step_timeout:g} s, {STEP_TIMEOUT}", None
         return lived, child.why_ended(), None
 
     def _address(self, incarnation: int) -> str:
@@ -231,6 +254,37 @@ class Supervisor(Announced):
             self._wake_sender.send(b"\0")
         except OSError:
             return
+
+
+class _Pulse:
+    """Whether a core's loop still turns: asked every now and then, it must answer between two steps."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._number = 0
+        self._is_asked = False
+        self._waited = 0.0  # seconds, since it was asked or since it answered
+        self._looked = time.monotonic()
+        self.is_dead = False
+
+    def answered(self, heartbeat: Heartbeat) -> None:
+        if self._is_asked and heartbeat.number == self._number:
+            self._is_asked, self._waited = False, 0.0
+
+    def has_stopped(self, limit: float) -> bool:
+        """Called at least every _TICK seconds, or time stands still: a suspended machine is no reason to kill."""
+        now = time.monotonic()
+        self._waited += min(now - self._looked, 2 * _TICK)
+        self._looked = now
+        if not limit or self.is_dead:
+            return False
+        if self._is_asked:
+            self.is_dead = self._waited > limit
+        elif self._waited >= min(_HEARTBEAT, limit / 4):
+            self._number += 1
+            self._is_asked, self._waited = True, 0.0
+            self._channel.send(Heartbeat(self._number))
+        return self.is_dead
 
 
 class ParentSource(Announced):

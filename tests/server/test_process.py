@@ -57,14 +57,14 @@ OPTIONS: dict[str, Any] = {
     "max_num_queued_reqs": 6,
     "threads": 1,
 }
-RAISES, NAN, EXITS = 100, 101, 102
+RAISES, NAN, EXITS, HANGS = 100, 101, 102, 103
 STEP_SECONDS = 0.004
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _faults() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_TEST_FAULTS", f"raise={RAISES},nan={NAN},exit={EXITS},delay={STEP_SECONDS}")
+        patch.setenv("OCTAVO_TEST_FAULTS", f"raise={RAISES},nan={NAN},exit={EXITS},hang={HANGS},delay={STEP_SECONDS}")
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
 
@@ -265,6 +265,25 @@ def test_the_core_dies(engine: AsyncEngine, how: str) -> None:
         unsubscribe()
         assert [status.state for status in states if not status.pid or status.state == "ready"][-2:] == [
             "restarting", "ready"]  # fmt: skip
+
+    run(main())
+
+
+def test_a_core_that_hangs_is_replaced(engine: AsyncEngine) -> None:
+    async def main() -> None:
+        await engine.until_ready()
+        supervisor = engine._source
+        assert isinstance(supervisor, Supervisor) and supervisor.step_timeout == 300
+        old = pid_of(engine)
+        supervisor.step_timeout = 1.5
+        guilty = asyncio.create_task(collect(engine.generate([1, HANGS], params(5))))
+        await until(lambda: engine.admission.num_requests == 1)
+        await until(lambda: engine.admission.num_requests == 0)  # it has begun
+        late = asyncio.create_task(outcome(engine, 7))
+        with pytest.raises(EngineRestarting, match=r"a step took more than 1\.5 s"):
+            await guilty
+        supervisor.step_timeout = 300
+        assert await late == 7 and pid_of(engine) != old and not is_running(old)
 
     run(main())
 
