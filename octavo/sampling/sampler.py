@@ -9,9 +9,9 @@ from torch import Tensor
 
 from octavo.core.params import SamplingParams
 from octavo.ops import sampling as ops
+from octavo.ops.device import upload
 from octavo.sampling.logprobs import LogprobBlock, group_by_size
 from octavo.sampling.penalties import TokenCounts
-from octavo.sampling.upload import upload
 
 # Columns of the parameter tables
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
