@@ -4,16 +4,19 @@ variable OCTAVO_TEST_FAULTS is set."""
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from octavo.attention.backend import StepContext
 from octavo.errors import ConfigurationError
-from octavo.runner.model import Model
+
+if TYPE_CHECKING:
+    import torch
+
+    from octavo.attention.backend import StepContext
+    from octavo.runner.model import Model
 
 _log = logging.getLogger(__name__)
 _KINDS = ("raise", "nan", "exit", "hang", "delay")
@@ -50,8 +53,8 @@ class FaultyModel:
         if "delay" in faults:
             time.sleep(faults["delay"])
         # only rows with several tokens, which are prompts: what a model happens to say is no fault
-        query_lens = torch.tensor(step.query_lens, device=input_ids.device)
-        is_prompt = torch.repeat_interleave(query_lens > 1, query_lens)
+        query_lens = input_ids.new_tensor(step.query_lens)
+        is_prompt = (query_lens > 1).repeat_interleave(query_lens)
         at = {kind: is_prompt & (input_ids == token_id) for kind, token_id in faults.items() if kind != "delay"}
         while "hang" in at and bool(at["hang"].any()):
             time.sleep(60)
@@ -61,5 +64,5 @@ class FaultyModel:
             raise RuntimeError(f"token {faults['raise']} is in a prompt (OCTAVO_TEST_FAULTS)")
         hidden = self._model.forward(input_ids, step)
         if "nan" in at:
-            hidden[at["nan"]] = torch.nan
+            hidden[at["nan"]] = math.nan
         return hidden

@@ -29,7 +29,7 @@ from octavo.server.metrics import router as metrics_router
 from octavo.server.middleware import load_middleware
 from octavo.server.page import router as page_router
 from octavo.server.response_peers import Place, ResponsePeers
-from octavo.server.state import ServedModel, ServerState
+from octavo.server.state import ServedModel, ServerState, check_parsers
 from octavo.telemetry.recorder import Recorder
 
 logger = logging.getLogger("octavo.server")
@@ -43,6 +43,7 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
     """Until a signal ends it. Returns the exit status. Raises ConfigurationError, and what loading the model raises."""
     load_middleware(serve_options.middleware)  # what is wrong is said before anything starts
     check_tls(serve_options)
+    check_parsers(serve_options)
     with listening(serve_options) as sock:
         if serve_options.api_server_count > 1:
             return _serve_from_several(options, serve_options, sock)

@@ -42,7 +42,8 @@ def test_responses_are_found_from_either(tiny_model: Path) -> None:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
-    with serving(tiny_model, "--api-server-count", "2", "--shutdown-timeout", "20") as process:
+    flags = ["--api-server-count", "2", "--shutdown-timeout", "20"]
+    with serving(tiny_model, *flags, environment={"OCTAVO_TEST_FAULTS": "delay=0.004"}, is_light=True) as process:
         pids = front_ends(process.process.pid)
         assert len(pids) == 2
         one, two = (client_of(process.url, pid, [other for other in pids if other != pid]) for pid in pids)

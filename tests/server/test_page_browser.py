@@ -246,6 +246,7 @@ def test_the_page_of_octavo_serve(browser: Any, tiny_model: Path) -> None:
         page.find("#max_tokens").send_keys("40")
         page.find("#logprobs").click()
         page.find("#settings summary").click()
+        until(lambda: page.find("#link-text").text == "live")  # so that it sees the steps to come
         page.say("hello")
         until(lambda: page.all(".message footer"))
         assert page.answer() and not page.all(".error"), page.find(".message.assistant").text

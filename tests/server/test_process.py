@@ -1,4 +1,5 @@
-"""The core in its own process, for real: it starts, dies, comes back and goes away, and nobody is left behind."""
+"""The core in its own process: it starts, dies, comes back and goes away, and nobody is left behind. What it computes
+is of no interest here, so that most tests do without (light.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from octavo.config.options import Options, make_options
 from octavo.core.messages import CoreStatus
 from octavo.core.outputs import RequestOutput
 from octavo.core.params import RequestOutputKind, SamplingParams
-from octavo.engine import launch
+from octavo.engine import control, launch
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.configure import configure
 from octavo.engine.control import Child
@@ -35,6 +36,7 @@ from octavo.errors import (
     RequestFailed,
     ShuttingDown,
 )
+from tests.server import light
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = {
@@ -62,10 +64,12 @@ STEP_SECONDS = 0.004
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _faults() -> Iterator[None]:
+def _faults_and_a_light_core() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_TEST_FAULTS", f"raise={RAISES},nan={NAN},exit={EXITS},hang={HANGS},delay={STEP_SECONDS}")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(launch, "start_child", light.start_child)
+        patch.setattr(launch, "FIRST_DELAY", 0.05)
         yield
 
 
@@ -277,8 +281,7 @@ def test_a_core_that_hangs_is_replaced(engine: AsyncEngine) -> None:
         old = pid_of(engine)
         supervisor.step_timeout = 1.5
         guilty = asyncio.create_task(collect(engine.generate([1, HANGS], params(5))))
-        await until(lambda: engine.admission.num_requests == 1)
-        await until(lambda: engine.admission.num_requests == 0)  # it has begun
+        await until(lambda: len(engine._client._begun) == 1)
         late = asyncio.create_task(outcome(engine, 7))
         with pytest.raises(EngineRestarting, match=r"a step took more than 1\.5 s"):
             await guilty
@@ -325,7 +328,9 @@ def test_a_draining_engine_finishes_what_it_has(engine: AsyncEngine) -> None:
 # ---- starts that fail
 
 
-def test_a_model_that_does_not_fit_is_dead_at_once_with_the_reason() -> None:
+def test_a_model_that_does_not_fit_is_dead_at_once_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "start_child", control.start_child)  # the real one
+
     async def main() -> None:
         engine = AsyncEngine.launch(options(kv_cache_memory_bytes="16KiB", max_model_len=4096), TINY)
         try:
@@ -387,6 +392,11 @@ PROGRAM = """
     from octavo.core.params import SamplingParams
     from octavo.engine.async_engine import AsyncEngine
 
+    if {is_light}:
+        from octavo.engine import launch
+        from tests.server import light
+        launch.start_child = light.start_child
+
     async def main():
         engine = AsyncEngine.launch(make_options({options!r}), {model!r})
         outputs = engine.generate([1, 2], SamplingParams(max_tokens=4000, ignore_eos=True, detokenize=False))
@@ -398,9 +408,9 @@ PROGRAM = """
 """
 
 
-def program(then: str) -> tuple[subprocess.Popen[str], int, str]:
+def program(then: str, is_light: bool) -> tuple[subprocess.Popen[str], int, str]:
     """A program with a running request: (it, its core's process, which of the forbidden modules it has loaded)."""
-    code = textwrap.dedent(PROGRAM).format(options=OPTIONS, model=TINY, then=then)
+    code = textwrap.dedent(PROGRAM).format(options=OPTIONS, model=TINY, then=then, is_light=is_light)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pid, _, modules = process.stdout.readline().strip().partition(" ")
@@ -409,7 +419,7 @@ def program(then: str) -> tuple[subprocess.Popen[str], int, str]:
 
 def test_a_program_that_just_ends_leaves_nothing_and_its_front_end_never_imports_torch() -> None:
     before = private_directories()
-    process, core, modules = program("return")
+    process, core, modules = program("return", is_light=False)
     with process:
         assert process.wait(10) == 0
     assert modules == "[]"
@@ -418,7 +428,7 @@ def test_a_program_that_just_ends_leaves_nothing_and_its_front_end_never_imports
 
 def test_the_core_goes_with_its_parent_and_takes_its_directory_along() -> None:
     before = private_directories()
-    process, core, _ = program("await asyncio.sleep(60)")
+    process, core, _ = program("await asyncio.sleep(60)", is_light=True)
     with process:
         process.kill()
         assert eventually(lambda: not is_running(core)) < 2.0
