@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from octavo.cache.groups import CacheGroup, plan_slabs
+from octavo.cache.lives import BlockLives
 from octavo.cache.manager import CacheManager
 from octavo.cache.retention import KeepAll, KeepLatest, Retention
 from octavo.cache.spec import PageLayout, PagePart
@@ -202,12 +203,15 @@ def make_engine(
     max_model_len: int = 1000,
     chunked: bool = True,
     reserve_full_prompt: bool = True,
+    lives: BlockLives | None = None,
     **device_options: Callable[[list[int]], bool],
 ) -> EngineCore:
     groups = make_groups(pages, block_size)
     slabs = plan_slabs(tuple(group.block_bytes for group in groups))
     config = SchedulerConfig(budget, max_rows, max_model_len, policy, chunked, 0, reserve_full_prompt, 0.0, depth)  # type: ignore[arg-type]
-    cache = CacheManager(groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching)
+    cache = CacheManager(
+        groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching, lives=lives
+    )
     caps: list[TokenCap] = [LongPrefill(0), FairShare(block_size)]
     if cache.has_states:
         caps.append(StateBorders(cache))

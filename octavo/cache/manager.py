@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from octavo.cache.block import Block
 from octavo.cache.groups import CacheGroup
+from octavo.cache.lives import BlockLives
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
 from octavo.cache.retention import KeepLatest
 from octavo.cache.tables import PagedTable, StateTable
+from octavo.core.messages import BlockLife
 from octavo.core.request import Request
 from octavo.core.step import BlockIds
 
@@ -71,6 +73,7 @@ class CacheManager:
         enable_prefix_caching: bool = True,
         hash_algorithm: str = "sha256",
         watermark: float = 0.0,
+        lives: BlockLives | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.block_size = groups[0].tokens
@@ -78,7 +81,8 @@ class CacheManager:
         self.enable_prefix_caching = enable_prefix_caching
         self.max_chunk = max_chunk
         self.index = PrefixIndex(len(groups))
-        self.pool = BlockPool(num_slabs, blocks_per_slab, self.index.remove)
+        self.pool = BlockPool(num_slabs, blocks_per_slab, self.index.remove if lives is None else self._evict)
+        self.pool.lives = self._lives = lives
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
         self._states = [g for g, group in enumerate(groups) if isinstance(group.retention, KeepLatest)]
@@ -102,6 +106,15 @@ class CacheManager:
     @property
     def has_states(self) -> bool:
         return bool(self._states)
+
+    def take_lives(self) -> list[BlockLife] | None:
+        """Of blocks in the sample: the lives that have ended since the last call."""
+        return None if self._lives is None else self._lives.take()
+
+    def _evict(self, block: Block) -> None:
+        self.index.remove(block)
+        if self._lives is not None:
+            self._lives.evicted(block)
 
     def max_tokens(self, limit: int) -> int:
         """The longest request, up to `limit` tokens, that an empty cache can hold."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from octavo.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,14 @@ VARIABLES: tuple[Variable, ...] = (
         "OCTAVO_TEST_FAULTS",
         "",
         "For octavo's own tests: token ids in prompts of two tokens and more at which the engine's process fails, as "
-        "`raise=7,nan=8,exit=9`, and `delay=0.01` seconds before each step. Never set it where anybody is served.",
+        "`raise=7,nan=8,exit=9,hang=6`, and `delay=0.01` seconds before each step. Never set it where anybody is "
+        "served.",
+    ),
+    Variable(
+        "OCTAVO_EXECUTE_MODEL_TIMEOUT_SECONDS",
+        "300",
+        "Seconds after which a step that has not ended counts as one that never will: the engine's process is killed "
+        "and another one started. 0: never.",
     ),
     Variable("OCTAVO_API_KEY", "", "Key that requests to `octavo serve` must bring, where no --api-key is given."),
 )
@@ -34,6 +44,18 @@ _BY_NAME = {variable.name: variable for variable in VARIABLES}
 def read(name: str) -> str:
     """The value of a variable of the table, or its default; an empty value counts as not set."""
     return os.environ.get(name) or _BY_NAME[name].default
+
+
+def read_seconds(name: str) -> float:
+    """The same of a variable that is a time. Raises ConfigurationError."""
+    text = read(name)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < math.inf:
+        raise ConfigurationError(f"{name} must be a number of seconds of at least 0, got {text!r}")
+    return seconds
 
 
 def cache_directory() -> Path:

@@ -166,6 +166,7 @@ class EngineCore:
             num_prefix_hits=planned.num_prefix_hits,
             num_corrupted=self._num_corrupted,
             shares=planned.shares,
+            block_lives=self.scheduler.cache.take_lives(),
         )
         self._num_corrupted = 0
         return self._outputs(deltas, stats)
