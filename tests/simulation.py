@@ -255,6 +255,11 @@ def check_books(engine: EngineCore) -> None:
                 assert block.block_id
                 counted[group, block.block_id] = counted.get((group, block.block_id), 0) + 1
             assert table.live == len(table.held())
+    left = [0] * len(cache.groups)
+    for request_id, promise in cache._promised.items():
+        for group, table in enumerate(cache._held[request_id].tables):
+            left[group] += max(0, promise.peaks[group] - table.live)
+    assert cache._still_promised == left
     idle, spare = 0, [0] * len(pool.blocks_per_slab)
     for slab in pool._slabs[1:]:
         used = [block for block in slab.blocks if block.ref_count]

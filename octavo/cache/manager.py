@@ -36,6 +36,14 @@ class Held:
     keep: dict[int, str] = field(default_factory=dict)  # block borders whose state is kept, and why
 
 
+@dataclass(slots=True)
+class Promise:
+    """Blocks that a prompt will hold at its peak, and how many of them it does not hold yet, by group."""
+
+    peaks: list[int]
+    left: list[int]
+
+
 class CacheManager:
     """Hands out blocks, finds prefixes, remembers contents.
 
@@ -78,8 +86,10 @@ class CacheManager:
             g for g, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
         ]
         self._held: dict[str, Held] = {}
-        self._promised: dict[str, list[int]] = {}  # admitted prompts, not yet computed: their peak blocks by group
+        self._promised: dict[str, Promise] = {}  # to admitted prompts that are not yet computed
+        self._still_promised = [0] * len(groups)  # the sum of what is left of them, by group
         self._registered: dict[int, list[Block]] = {}  # by step, until the step's result is there
+        self._planned_step = -1
         self._copies: list[tuple[int, int, int]] = []
         self._candidate: tuple[str, int, dict[int, str]] = ("", 0, {})  # last looked up: id, hit, borders to keep
 
@@ -207,12 +217,13 @@ class CacheManager:
     def begin(self, step_id: int) -> None:
         """A step is being planned: until it settles, what it registers can be withdrawn."""
         self._registered[step_id] = []
+        self._planned_step = step_id
 
     def could_admit(self, request: Request, hit: Hit, num_new: int, whole_prompt: bool) -> bool:
         """Would `admit` succeed? Changes nothing."""
         demand = self._demand(num_new)
         if whole_prompt:
-            peaks, others = self._peak_blocks(request.num_tokens), self._still_promised()
+            peaks, others = self._peak_blocks(request.num_tokens), self._still_promised
             live = [sum(1 for block in blocks if block.block_id) for blocks in hit.blocks]
             demand = [max(d, p - n) + o for d, p, n, o in zip(demand, peaks, live, others, strict=True)]
         return self.pool.fits(demand, hit.found(), self._reserve_slabs if self._held else 0)
@@ -244,7 +255,7 @@ class CacheManager:
         if self._candidate[0] == request.request_id:
             held.keep = self._candidate[2]
             self.index.note(request.block_hashes[: self._max_hit_blocks(request)])
-        self._promised[request.request_id] = self._peak_blocks(request.num_tokens)
+        self._promise(request)
         request.num_computed_tokens = hit.num_blocks * self.block_size
         self._claim(request)
         return True
@@ -256,12 +267,25 @@ class CacheManager:
             self._copies.append((group, found[-1].block_id, table.state.block_id))
             self.pool.release(found[-1:])
 
-    def _still_promised(self) -> list[int]:
-        total = [0] * len(self.groups)
-        for request_id, peaks in self._promised.items():
-            for group, (peak, table) in enumerate(zip(peaks, self._held[request_id].tables, strict=True)):
-                total[group] += max(0, peak - table.live)
-        return total
+    def _promise(self, request: Request) -> None:
+        self._promised[request.request_id] = Promise(self._peak_blocks(request.num_tokens), [0] * len(self.groups))
+        self._note_held(request.request_id)
+
+    def _note_held(self, request_id: str) -> None:
+        """The blocks of this request changed: so does what is left of its promise, if it has one."""
+        promise = self._promised.get(request_id)
+        if promise is not None:
+            for group, table in enumerate(self._held[request_id].tables):
+                left = max(0, promise.peaks[group] - table.live)
+                self._still_promised[group] += left - promise.left[group]
+                promise.left[group] = left
+
+    def _keep_promise(self, request_id: str) -> None:
+        """It has what it was promised, or needs it no more."""
+        promise = self._promised.pop(request_id, None)
+        if promise is not None:
+            for group, left in enumerate(promise.left):
+                self._still_promised[group] -= left
 
     def reserve(self, request: Request, num_new: int) -> BlockIds | None:
         """Blocks for `num_new` more tokens of a running request: the ids appended to its tables, or None, with no
@@ -273,6 +297,7 @@ class CacheManager:
             return None
         taken = self.pool.take(demand)
         ids = tuple([table.extend(blocks) for table, blocks in zip(held.tables, taken, strict=True)])
+        self._note_held(request.request_id)
         if self._states and request.num_computed_tokens % self.block_size == 0:
             self._keep_state(request, held)  # the step about to be planned overwrites it
         return ids
@@ -315,6 +340,7 @@ class CacheManager:
                 ids.append([])
             else:
                 ids.append(table.extend(gained))
+        self._note_held(request.request_id)
         held.num_registered = max(held.num_registered, hit.num_blocks)
         gained_tokens = hit.num_blocks * self.block_size - request.num_computed_tokens
         request.num_computed_tokens += gained_tokens
@@ -336,13 +362,14 @@ class CacheManager:
                 table = tables[group]
                 assert isinstance(table, PagedTable)
                 self.pool.release(table.trim(request.num_computed_tokens))
+            self._note_held(request.request_id)
 
     def register(self, request: Request, step_id: int) -> None:
         """Lets others find the full blocks of known tokens that are computed once step `step_id` has run."""
         known = len(request.token_ids)
         computed = min(request.num_computed_tokens, known)
         if computed == known and self._promised:
-            self._promised.pop(request.request_id, None)
+            self._keep_promise(request.request_id)
         held = self._held[request.request_id]
         full = computed // self.block_size
         if full <= held.num_registered or not self.enable_prefix_caching:
@@ -395,7 +422,7 @@ class CacheManager:
                 for block in blocks:
                     self._copy_state(group, held, block)
                     self.index.insert(block, block_hash)
-                    self._note_registered(max(self._registered, default=-1), [block])
+                    self._note_registered(self._planned_step, [block])
                 self.pool.release(blocks)
         self.index.disclaim([block_hash], request.request_id)
 
@@ -431,7 +458,7 @@ class CacheManager:
             if computed and computed % self.block_size == 0 and computed <= request.num_tokens:
                 block, border = table.state, computed // self.block_size
             if block is not None and border and self.index.insert(block, request.block_hashes[border - 1]):
-                self._note_registered(max(self._registered, default=-1), [block])
+                self._note_registered(self._planned_step, [block])
 
     def mark(self, request: Request) -> bool:
         """Before drafts are planned: remembers the state, so that `rollback` can return to it. False if there is no
@@ -496,7 +523,7 @@ class CacheManager:
             return
         if self._states and is_sound and self.enable_prefix_caching:
             self._leave_states(request, held)
-        self._promised.pop(request.request_id, None)
+        self._keep_promise(request.request_id)
         self.index.disclaim(held.claims, request.request_id)
         for table in held.tables:
             self.pool.release(table.held())

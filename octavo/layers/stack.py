@@ -6,13 +6,13 @@ so that each norm is one fused addition and normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from octavo.attention.backend import GroupBackend, StepContext
+from octavo.attention.backend import NO_GRAPH, GroupBackend, StepContext
 from octavo.cache.spec import CacheSpec
 from octavo.layers.attention import SelfAttention
 from octavo.layers.build import BuildContext, Finalized
@@ -100,6 +100,10 @@ class CausalLM(nn.Module):
     def plan(self, step: StepContext) -> None:
         for group, backend in self._backends.items():
             step.groups[group].plan = backend.plan(step, group)
+
+    def graph_key(self, step: StepContext) -> Hashable:
+        keys = tuple(backend.graph_key(step) for backend in self._backends.values())
+        return NO_GRAPH if NO_GRAPH in keys else keys
 
     def forward(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         return self.model(input_ids, step)

@@ -15,7 +15,10 @@ from octavo.loader.files import open_weights
 from octavo.models.registry import model_class
 from octavo.ops import dispatch
 from octavo.platforms.platform import Platform
+from octavo.runner.batch import BatchBuilder, Buckets, Builder, StaticBatchBuilder
 from octavo.runner.extension import BatchExtension
+from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
+from octavo.runner.row_table import RowTable
 from octavo.runner.state_copies import StateCopies
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
@@ -51,6 +54,15 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
 
 def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:
     return [StateCopies(cache.copy)]
+
+
+def build_steps(config: EngineConfig, platform: Platform, table: RowTable, block_size: int) -> tuple[Builder, Graphs]:
+    """How a step becomes tensors, and how its forward runs."""
+    device, scheduler = table.computed.device, config.scheduler
+    if platform.graphs == "eager":
+        return BatchBuilder(table, block_size), EagerGraphs()
+    buckets = Buckets(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+    return StaticBatchBuilder(table, block_size, buckets, scheduler.max_num_batched_tokens), CudaGraphs(device)
 
 
 class _DummyWeight:

@@ -15,7 +15,7 @@ from octavo.runner.finish import SampleFinish
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.row_table import RowTable
 from octavo.sampling.sampler import Sampler
-from octavo.worker.assemble import build_extensions, build_model
+from octavo.worker.assemble import build_extensions, build_model, build_steps
 from octavo.worker.memory import MemoryPlan, plan_memory
 from octavo.worker.paged_cache import PagedCache
 
@@ -46,7 +46,7 @@ class Worker:
             table,
             SampleFinish(self.model, table, sampler),
             build_extensions(self.cache),
-            self.groups[0].tokens,
+            *build_steps(config, platform, table, self.groups[0].tokens),
             scrub=self.cache.scrub,
         )
         logger.info(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from octavo.ops.torch.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from octavo.ops.torch.attention import paged_attention
+from octavo.ops.torch.batch import append_sampled, build_batch
 from octavo.ops.torch.cache import write_kv
 from octavo.ops.torch.linear import linear
 from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
@@ -14,6 +15,8 @@ OPS = {
     function.__name__: function
     for function in (
         add_rms_norm,
+        append_sampled,
+        build_batch,
         causal_conv1d,
         gated_rms_norm,
         gelu_and_mul,
