@@ -11,6 +11,9 @@ from typing import Protocol
 
 Found = Callable[[int], bool]  # is block i of this request in the index?
 
+# Why a state is kept at a border.
+PROMPT, ANSWER, BRANCH = "end of the prompt", "end of the answer", "prompts branch here"
+
 
 class Retention(Protocol):
     def first_live_block(self, num_computed: int, block_size: int) -> int:
@@ -108,6 +111,6 @@ class KeepLatest:
         border that a hit of the same prompt may use, `branch` the one up to which an earlier prompt was the same."""
         every = max(self.checkpoint_every, -(-end // self.max_checkpoints))
         kept = dict.fromkeys(range(every, end, every), f"every {every} blocks")
-        kept[branch] = "prompts branch here"
-        kept[end] = "end of the prompt"
+        kept[branch] = BRANCH
+        kept[end] = PROMPT
         return {border: why for border, why in kept.items() if hit < border <= end}
