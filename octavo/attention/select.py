@@ -12,7 +12,11 @@ from octavo.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-_known: dict[str, str] = {"torch_sdpa": "octavo.attention.torch_sdpa:TorchSdpa"}
+_known: dict[str, str] = {
+    "torch_sdpa": "octavo.attention.torch_sdpa:TorchSdpa",
+    "triton_paged": "octavo.attention.triton_paged:TritonPaged",
+    "flash_triton": "octavo.attention.flash_triton:FlashTriton",
+}
 
 
 def register(name: str, target: str) -> None:

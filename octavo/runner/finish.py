@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 
 from octavo.core.step import NewRow, StepPlan, StepResult
+from octavo.ops.device import Arrival, HostCopies
 from octavo.runner.batch import Batch
-from octavo.runner.device_buffer import Arrival, HostCopies
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
 from octavo.sampling.logprobs import LogprobBlock

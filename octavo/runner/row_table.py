@@ -14,7 +14,7 @@ import torch
 
 from octavo.core.step import BlockIds, NewRow, StepPlan
 from octavo.ops.batch import append_sampled
-from octavo.runner.device_buffer import upload_array
+from octavo.ops.device import upload_array
 
 
 class RowTable:
@@ -101,7 +101,7 @@ class RowTable:
 
     def append_sampled(self, rows: torch.Tensor, token_ids: torch.Tensor) -> None:
         """`rows` [S] got one token each."""
-        append_sampled(self.tokens, self.length, rows, token_ids)
+        append_sampled(rows, token_ids, self.tokens, self.length)
 
     def blocks(self, row: int) -> dict[int, list[int]]:
         """The blocks of a row, by group."""
