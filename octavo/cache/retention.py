@@ -31,6 +31,9 @@ class Retention(Protocol):
     def table_width(self, num_tokens: int, block_size: int) -> int:
         """Places in the device's table of a row of up to `num_tokens`."""
 
+    def describe(self, block_size: int) -> str:
+        """What is kept, for people."""
+
 
 @dataclass(frozen=True)
 class KeepAll:
@@ -50,6 +53,9 @@ class KeepAll:
 
     def table_width(self, num_tokens: int, block_size: int) -> int:
         return -(-num_tokens // block_size)
+
+    def describe(self, block_size: int) -> str:
+        return "every token"
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,9 @@ class KeepWindow:
 
     def table_width(self, num_tokens: int, block_size: int) -> int:
         return -(-num_tokens // block_size)
+
+    def describe(self, block_size: int) -> str:
+        return f"the last {self.window:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -114,3 +123,10 @@ class KeepLatest:
         kept[branch] = BRANCH
         kept[end] = PROMPT
         return {border: why for border, why in kept.items() if hit < border <= end}
+
+    def describe(self, block_size: int) -> str:
+        return (
+            f"one state a request; checkpoints at the end of every prompt, at the last border of {block_size} tokens "
+            f"passed in decoding, where prompts branch, and every {self.checkpoint_every * block_size:,} tokens of a "
+            f"prompt (at most {self.max_checkpoints}), of which those that a conversation has passed go first"
+        )
