@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
+from octavo.cache.block import EMPTY
 from octavo.cache.groups import CacheGroup, plan_slabs
 from octavo.cache.lives import BlockLives
 from octavo.cache.manager import CacheManager
@@ -279,6 +280,9 @@ def check_books(engine: EngineCore) -> None:
     free = {(group, block.block_id) for group, blocks in enumerate(pool._free) for block in blocks}
     assert free == {(b.group, b.block_id) for slab in pool._slabs[1:] for b in slab.blocks if not b.ref_count}
     assert sum(map(len, pool._free)) == len(free)
+    for blocks in pool._free:
+        for rank, ranked in enumerate(blocks.ranks):
+            assert all(block.rank == rank and (block.hash is None) == (rank == EMPTY) for block in ranked)
     for group, blocks in enumerate(cache.index._blocks):
         for block_hash, block in blocks.items():
             assert block.hash == block_hash and block.group == group
