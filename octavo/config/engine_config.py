@@ -73,6 +73,16 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
+class StructuredConfig:
+    """What holds for structured outputs where a request does not say."""
+
+    backend: str = "auto"  # one of octavo.core.structured.BACKENDS
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    enable_in_reasoning: bool = False  # thoughts must have the form too
+
+
+@dataclass(frozen=True)
 class AdmissionConfig:
     """How much may wait in front of the core; what is beyond is refused. None: no limit."""
 
@@ -88,6 +98,7 @@ class EngineConfig:
     text: TextConfig
     machine: MachineConfig
     admission: AdmissionConfig = AdmissionConfig()
+    structured: StructuredConfig = StructuredConfig()
 
 
 def encode_config(config: EngineConfig) -> bytes:

@@ -3,7 +3,7 @@ asks no machine and logs nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from octavo.config.engine_config import (
@@ -13,11 +13,13 @@ from octavo.config.engine_config import (
     MachineConfig,
     ModelConfig,
     SchedulerConfig,
+    StructuredConfig,
     TextConfig,
 )
 from octavo.config.options import Options, option_rows
 from octavo.core.facts import ModelFacts, PlatformFacts
-from octavo.errors import ConfigurationError
+from octavo.core.structured import backend_name
+from octavo.errors import ConfigurationError, InvalidParameter
 
 if TYPE_CHECKING:
     from octavo.config.checkpoint import Checkpoint
@@ -65,6 +67,7 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
         text=choice.text(checkpoint),
         machine=choice.machine(),
         admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
+        structured=_structured(options.structured_outputs_config),
     )
     return Resolved(config, choice.in_order())
 
@@ -350,6 +353,21 @@ class _Choice:
 
     def _platform_default(self, name: str, otherwise: Any) -> Any:
         return self.platform.default_options.get(name, otherwise)
+
+
+def _structured(given: dict[str, Any]) -> StructuredConfig:
+    known = {field.name: field.default for field in fields(StructuredConfig)}
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigurationError(f"structured_outputs_config has no entry {name!r}; known are {', '.join(known)}")
+        if type(value) is not type(known[name]):
+            raise ConfigurationError(f"structured_outputs_config.{name} must be like {known[name]!r}, got {value!r}")
+    if "backend" in given:
+        try:
+            given = {**given, "backend": backend_name("structured_outputs_config.backend", given["backend"])}
+        except InvalidParameter as error:
+            raise ConfigurationError(str(error)) from None
+    return StructuredConfig(**given)
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from octavo.core.step import NewRow, StepPlan, StepResult
+from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.runner.batch import Batch
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
@@ -17,7 +17,7 @@ from octavo.sampling.sampler import Sampler, SamplerOutput
 class Finish(Protocol):
     def add(self, row: int, request: NewRow) -> None: ...
     def remove(self, row: int) -> None: ...
-    def launch(self, batch: Batch, hidden: torch.Tensor) -> Any:
+    def launch(self, batch: Batch, hidden: torch.Tensor, masks: TokenMasks | None) -> Any:
         """Everything that runs on the device."""
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Any) -> StepResult:
@@ -45,7 +45,7 @@ class SampleFinish:
     def remove(self, row: int) -> None:
         self._sampler.remove_row(row)
 
-    def launch(self, batch: Batch, hidden: torch.Tensor) -> Launched:
+    def launch(self, batch: Batch, hidden: torch.Tensor, masks: TokenMasks | None = None) -> Launched:
         step = batch.step
         # any NaN or infinity in a token's state makes its sum one; float32, where a sum of finite states stays finite
         is_bad = ~torch.isfinite(hidden.sum(-1, dtype=torch.float32))
@@ -64,7 +64,7 @@ class SampleFinish:
             rows_host = [batch.rows_host[i] for i in batch.sampled]
         logits = self._model.logits(hidden)
         output_positions = self._table.length[rows] - self._table.prompt_length[rows]
-        output = self._sampler.sample(logits, rows, rows_host, output_positions)
+        output = self._sampler.sample(logits, rows, rows_host, output_positions, masks)
         self._table.append_sampled(rows, output.token_ids)
         return Launched(output, bad_rows)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from octavo.core.step import NewRow, StepPlan, StepResult
+from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.runner.batch import Batch, BatchBuilder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.finish import Finish
@@ -72,10 +72,10 @@ class ModelRunner:
         return RunningStep(plan, batch, hidden)
 
     @torch.inference_mode()
-    def finish(self, step: RunningStep) -> None:
+    def finish(self, step: RunningStep, masks: TokenMasks | None = None) -> None:
         """Samples, or whatever this engine makes of hidden states."""
         assert step.hidden is not None
-        step.launched = self._finish.launch(step.batch, step.hidden)
+        step.launched = self._finish.launch(step.batch, step.hidden, masks)
         step.hidden = None
 
     @torch.inference_mode()
