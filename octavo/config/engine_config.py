@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.config.checkpoint import Checkpoint
+from octavo.core.structured import AUTO_ORDER
 from octavo.errors import ConfigurationError
 
 
@@ -76,7 +77,7 @@ class MachineConfig:
 class StructuredConfig:
     """What holds for structured outputs where a request does not say."""
 
-    backend: str = "auto"  # one of octavo.core.structured.BACKENDS
+    backends: tuple[str, ...] = AUTO_ORDER  # the first that can honour all of a form makes its grammar
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False
     enable_in_reasoning: bool = False  # thoughts must have the form too

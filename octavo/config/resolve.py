@@ -18,8 +18,8 @@ from octavo.config.engine_config import (
 )
 from octavo.config.options import Options, option_rows
 from octavo.core.facts import ModelFacts, PlatformFacts
-from octavo.core.structured import backend_name
-from octavo.errors import ConfigurationError, InvalidParameter
+from octavo.core.structured import AUTO_ORDER, BACKENDS, canonical_backend
+from octavo.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from octavo.config.checkpoint import Checkpoint
@@ -67,7 +67,7 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
         text=choice.text(checkpoint),
         machine=choice.machine(),
         admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
-        structured=_structured(options.structured_outputs_config),
+        structured=choice.structured(),
     )
     return Resolved(config, choice.in_order())
 
@@ -240,6 +240,24 @@ class _Choice:
             options.otlp_traces_endpoint,
         )
 
+    def structured(self) -> StructuredConfig:
+        name, given = "structured_outputs_config", dict(self.options.structured_outputs_config)
+        backend = given.pop("backend", "auto")
+        switches = {field.name for field in fields(StructuredConfig)} - {"backends"}
+        for entry, value in given.items():
+            if entry not in switches:
+                raise ConfigurationError(
+                    f"{name} has no entry {entry!r}; known are backend, {', '.join(sorted(switches))}"
+                )
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"{name}.{entry} must be true or false, got {value!r}")
+        if not isinstance(backend, str) or canonical_backend(backend) not in BACKENDS:
+            raise ConfigurationError(f"{name}.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        backend = canonical_backend(backend)
+        if backend == "auto":
+            self.because(name, "auto", f"the first of {', '.join(AUTO_ORDER)} that can honour all of a request's form")
+        return StructuredConfig(AUTO_ORDER if backend == "auto" else (backend,), **given)
+
     # ---- single choices
 
     def _tokenizer(self, checkpoint: Checkpoint) -> str:
@@ -353,21 +371,6 @@ class _Choice:
 
     def _platform_default(self, name: str, otherwise: Any) -> Any:
         return self.platform.default_options.get(name, otherwise)
-
-
-def _structured(given: dict[str, Any]) -> StructuredConfig:
-    known = {field.name: field.default for field in fields(StructuredConfig)}
-    for name, value in given.items():
-        if name not in known:
-            raise ConfigurationError(f"structured_outputs_config has no entry {name!r}; known are {', '.join(known)}")
-        if type(value) is not type(known[name]):
-            raise ConfigurationError(f"structured_outputs_config.{name} must be like {known[name]!r}, got {value!r}")
-    if "backend" in given:
-        try:
-            given = {**given, "backend": backend_name("structured_outputs_config.backend", given["backend"])}
-        except InvalidParameter as error:
-            raise ConfigurationError(str(error)) from None
-    return StructuredConfig(**given)
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ import msgspec
 from octavo.errors import InvalidParameter, InvalidRequest
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
-BACKENDS = ("auto", "llguidance", "xgrammar", "outlines", "lm-format-enforcer")
+AUTO_ORDER = ("llguidance", "xgrammar", "outlines", "lm-format-enforcer")  # the fastest first
+BACKENDS = ("auto", *AUTO_ORDER)
 _OTHER_NAMES = {"guidance": "llguidance", "outlines-core": "outlines", "lm_format_enforcer": "lm-format-enforcer"}
 
 MAX_CHARACTERS = 500_000  # of a schema, a grammar, or all choices together
@@ -56,14 +57,16 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, 
                 raise InvalidParameter(f"structured_outputs.{name}", getattr(self, name), "true or false")
         if self.backend is not None:
             if not isinstance(self.backend, str):
+                raise InvalidParameter("structured_outputs.backend", self.backend, "a string")
+            self.backend = canonical_backend(self.backend)
+            if self.backend not in BACKENDS:
                 raise InvalidParameter("structured_outputs.backend", self.backend, f"one of {', '.join(BACKENDS)}")
-            self.backend = backend_name("structured_outputs.backend", self.backend)
         pattern = self.whitespace_pattern
         if pattern is not None:
             self._check_text("structured_outputs.whitespace_pattern", pattern, MAX_REGEX)
             if self.disable_any_whitespace:
                 raise InvalidRequest(
-                    "structured_outputs.whitespace_pattern has no meaning with disable_any_whitespace: give one of them",
+                    "structured_outputs.whitespace_pattern has no meaning with disable_any_whitespace",
                     "structured_outputs.whitespace_pattern",
                 )
         if self.thinking is not None and not isinstance(self.thinking, Thinking):
@@ -73,7 +76,7 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, 
     def from_dict(cls, fields: Mapping[str, Any], source: str = "structured_outputs") -> StructuredOutputsParams:
         """From decoded JSON. None means the default. Unknown names are refused."""
         if not isinstance(fields, Mapping):
-            raise InvalidParameter(source, fields, "an object such as {\"regex\": \"[0-9]+\"}")
+            raise InvalidParameter(source, fields, 'an object such as {"regex": "[0-9]+"}')
         known = [name for name in cls.__struct_fields__ if name not in ("thinking", "source")]
         for name in fields:
             if name not in known and not name.startswith("_"):  # vLLM's own notes begin with _
@@ -145,12 +148,9 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, 
             raise InvalidParameter(field, text, "text that UTF-8 can carry: it has half of a surrogate pair")
 
 
-def backend_name(field: str, name: str) -> str:
-    """One of BACKENDS, by any of its names. Raises InvalidParameter."""
-    name = _OTHER_NAMES.get(name, name)
-    if name not in BACKENDS:
-        raise InvalidParameter(field, name, f"one of {', '.join(BACKENDS)}")
-    return name
+def canonical_backend(name: str) -> str:
+    """A backend may be called by what vLLM calls it, or by its package."""
+    return _OTHER_NAMES.get(name, name)
 
 
 def read_json(value: Any, field: str) -> Any:

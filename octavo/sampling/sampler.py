@@ -64,10 +64,10 @@ class Parts:
 class Sampler:
     """Keeps the parameters of every live row on the device and samples the rows of each step by them.
 
-    Order: raw log-probabilities are set aside; masks of grammars; min_tokens masks; penalties; greedy rows take the maximum; random rows:
-    temperature, min_p, top_k, top_p, draw. A draw is a function of (seed, output position), so it does not depend on
-    the batch, on the depth of the pipeline or on preemption. The host's sets only say which code to run. Owned by the
-    runner's thread.
+    Order: raw log-probabilities are set aside; masks of grammars; min_tokens masks; penalties; greedy rows take the
+    maximum; random rows: temperature, min_p, top_k, top_p, draw. A draw is a function of (seed, output position), so it
+    does not depend on the batch, on the depth of the pipeline or on preemption. The host's sets only say which code to
+    run. Owned by the runner's thread.
     """
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device | str) -> None:

@@ -7,21 +7,19 @@ import importlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import numpy as np
 
-from octavo.core.structured import BACKENDS, StructuredOutputsParams
+from octavo.core.structured import AUTO_ORDER, StructuredOutputsParams
 from octavo.errors import InvalidRequest
 from octavo.structured.grammar import Backend, Grammar, MatcherFailed, Unsupported
 from octavo.structured.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-# The fastest first: the order in which "auto" asks (benchmarks/structured.py).
-ORDER = ("llguidance", "xgrammar", "outlines", "lm-format-enforcer")
 _HOMES = {
     "llguidance": "octavo.structured.llguidance:LlguidanceBackend",
     "xgrammar": "octavo.structured.xgrammar:XgrammarBackend",
@@ -31,7 +29,7 @@ _HOMES = {
 _QUICK = ("llguidance",)
 _PACKAGES = {"outlines": "outlines-core"}
 _MAX_CACHED = 64  # grammars; a hostile one may weigh tens of MB
-assert set(ORDER) == set(_HOMES) == set(BACKENDS) - {"auto"}
+assert set(_HOMES) == set(AUTO_ORDER)
 
 
 class Compiled(msgspec.Struct, frozen=True):
@@ -57,9 +55,10 @@ class Compiler:
         self._vocabulary: Vocabulary | None = None
         self._setup = threading.Lock()
 
-    def compile(self, form: StructuredOutputsParams) -> Future[Compiled]:
-        """`form` names a backend, or auto. Fails with InvalidRequest. Forms that say the same share one result, under way or done."""
-        key = _key(form)
+    def compile(self, form: StructuredOutputsParams, order: Sequence[str]) -> Future[Compiled]:
+        """By the first of the backends in `order` that can; fails with InvalidRequest. Forms that say the same share
+        one result, under way or done."""
+        key = _key(form, order)
         with self._lock:
             future = self._cache.get(key)
             if future is None:
@@ -67,8 +66,7 @@ class Compiler:
                 future.set_running_or_notify_cancel()
                 while len(self._cache) > _MAX_CACHED:
                     self._cache.popitem(last=False)
-                names = list(ORDER) if form.backend in (None, "auto") else [str(form.backend)]
-                self._fast.submit(self._try, form, key, future, names, [], False)
+                self._fast.submit(self._try, form, key, future, list(order), [], False)
             else:
                 self._cache.move_to_end(key)
             return future
@@ -156,6 +154,7 @@ class Compiler:
         return known  # type: ignore[return-value]
 
 
-def _key(form: StructuredOutputsParams) -> bytes:
+def _key(form: StructuredOutputsParams, order: Sequence[str]) -> bytes:
     """What a form says, without who says it."""
-    return msgspec.msgpack.encode(msgspec.structs.replace(form, thinking=None, source=None))
+    said = msgspec.structs.replace(form, thinking=None, source=None, backend=None)
+    return msgspec.msgpack.encode((said, order))

@@ -15,7 +15,7 @@ from octavo.config.engine_config import StructuredConfig
 from octavo.core.hooks import PlanView, Refusal
 from octavo.core.request import Request
 from octavo.core.step import StepPlan, TokenMasks
-from octavo.core.structured import StructuredOutputsParams
+from octavo.core.structured import AUTO_ORDER, StructuredOutputsParams
 from octavo.errors import InvalidRequest
 from octavo.structured.compile import Compiled, Compiler
 from octavo.structured.follower import Follower
@@ -66,7 +66,9 @@ class StructuredOutputs:
                 f"{form.field} needs a token that ends the output, and this model has none", form.field
             )
         form = self._with_defaults(form)
-        future = self._compiler.compile(form)
+        asked = form.backend
+        order = self._config.backends if asked is None else AUTO_ORDER if asked == "auto" else (asked,)
+        future = self._compiler.compile(form, order)
         self._pending[request.request_id] = _Pending(request, form, future)
         future.add_done_callback(lambda _: self._news.set())
 
@@ -138,7 +140,6 @@ class StructuredOutputs:
         config = self._config
         return msgspec.structs.replace(
             form,
-            backend=form.backend or config.backend,
             disable_any_whitespace=form.disable_any_whitespace
             or (config.disable_any_whitespace and form.whitespace_pattern is None),
             disable_additional_properties=form.disable_additional_properties or config.disable_additional_properties,
@@ -188,7 +189,8 @@ class StructuredOutputs:
         if has_text or (can_end and not is_early):
             return True
         if can_end or is_early:
-            why = f"it is complete after {request.num_output_tokens} tokens, but min_tokens is {request.params.min_tokens}"
+            done, wanted = request.num_output_tokens, request.params.min_tokens
+            why = f"it is complete after {done} tokens, but min_tokens is {wanted}"
         else:
             why = "no token of this model goes on with it"
         self._refuse(entry, why)

@@ -86,6 +86,11 @@ class LlguidanceBackend:
         self._vocabulary = vocabulary
         self._tokenizer = llguidance.LLTokenizer(wrapper, vocabulary.size, list(vocabulary.eos_token_ids))
         self._limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
+        self._special_texts = [
+            (vocabulary.pieces[token_id].decode("utf-8", "replace"), token_id)
+            for token_id in sorted(vocabulary.special_ids)
+            if vocabulary.pieces[token_id]
+        ]
         self._executor = llguidance.LLExecutor(num_threads)
 
     def compile(self, form: StructuredOutputsParams) -> LlguidanceGrammar:
@@ -131,14 +136,26 @@ class LlguidanceBackend:
         for i, tag in enumerate(tags.tags):
             trigger = next(text for text in tags.triggers if tag.begin.startswith(text))
             refuse_keywords(tag.schema, _KEYWORDS)
-            body = f"{_quoted(tag.begin[len(trigger) :])} %json {json.dumps(tag.schema)} {_quoted(tag.end)}"
-            special = [i for i in self._vocabulary.ids_of.get(trigger.encode(), ()) if i in self._vocabulary.special_ids]
-            if special:
-                rules.append(f"tag_{i}: TEXT <[{special[0]}]> {body}")
+            body = f"{self._literal(tag.begin[len(trigger) :])} %json {json.dumps(tag.schema)} {self._literal(tag.end)}"
+            if self._literal(trigger).startswith("<["):
+                rules.append(f"tag_{i}: TEXT {self._literal(trigger)} {body}")
             else:
                 rules.append(f"tag_{i}_trigger[lazy]: TEXT {_quoted(trigger)}\ntag_{i}: tag_{i}_trigger {body}")
         either = " | ".join(f"tag_{i}" for i in range(len(tags.tags)))
         return "\n".join(["%llguidance {}", f"start: ({either})* end", "end: TEXT", r"TEXT: /(.|\n)*/", *rules])
+
+    def _literal(self, text: str) -> str:
+        """Text in Lark; within it special tokens, which are no text, by their ids."""
+        parts = []
+        while text:
+            found = [
+                (text.find(special), special, token_id) for special, token_id in self._special_texts if special in text
+            ]
+            at, special, token_id = min(found, key=lambda entry: (entry[0], -len(entry[1])), default=(len(text), "", 0))
+            parts += [_quoted(text[:at])] if at else []
+            parts += [f"<[{token_id}]>"] if special else []
+            text = text[at + len(special) :]
+        return " ".join(parts)
 
 
 class _Tokens:
@@ -170,7 +187,7 @@ def _as_lark(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text) if text else ""
+    return json.dumps(text)
 
 
 # Beginnings of messages about a schema that is sound, but more than llguidance can do.

@@ -1,30 +1,13 @@
-"""JSON schemas as trees: which keywords one uses, and where."""
+"""Which keywords of JSON Schema rule values out, and which of them a backend can honour."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from octavo.core.json_schema import subschemas
 from octavo.core.structured import StructuredOutputsParams
 from octavo.structured.grammar import Unsupported
-
-# Where schemas lie within schemas (JSON Schema 2020-12, and what older drafts call the same).
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_SINGLE = (
-    "additionalItems",
-    "additionalProperties",
-    "contains",
-    "contentSchema",
-    "else",
-    "if",
-    "items",
-    "not",
-    "propertyNames",
-    "then",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-)
 
 # Keywords that rule values out. All others only say something, or name a place.
 ASSERTIONS = frozenset(
@@ -88,29 +71,6 @@ _NEUTRAL: Mapping[str, Any] = {
     "unevaluatedProperties": True,
     "uniqueItems": False,
 }
-
-
-def subschemas(schema: Any, path: str = "#") -> Iterator[tuple[str, Any]]:
-    """(where, schema), a schema before those within it. Values of `enum` and the like are not looked at."""
-    todo = [(path, schema)]
-    while todo:
-        where, here = todo.pop()
-        yield where, here
-        if not isinstance(here, dict):
-            continue
-        inner = [(f"{where}/{key}/{name}", part) for key in _MAPS for name, part in _entries(here.get(key))]
-        inner += [
-            (f"{where}/{key}/{i}", part)
-            for key in (*_LISTS, "items")
-            if isinstance(here.get(key), list)
-            for i, part in enumerate(here[key])
-        ]
-        inner += [(f"{where}/{key}", here[key]) for key in _SINGLE if isinstance(here.get(key), dict)]
-        todo += reversed(inner)
-
-
-def _entries(value: Any) -> list[tuple[str, Any]]:
-    return list(value.items()) if isinstance(value, dict) else []
 
 
 def refuse_keywords(schema: Any, supported: Collection[str]) -> None:

@@ -1,8 +1,8 @@
 """Structural tags: free text with parts whose form is set, as tool calls are. The two ways in which they are written.
 
-    {"type": "structural_tag", "structures": [{"begin", "schema", "end"}], "triggers": [...]}
-    {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": [...],
-        "tags": [{"begin", "content": {"type": "json_schema", "json_schema"}, "end"}]}}
+{"type": "structural_tag", "structures": [{"begin", "schema", "end"}], "triggers": [...]}
+{"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": [...],
+    "tags": [{"begin", "content": {"type": "json_schema", "json_schema"}, "end"}]}}
 """
 
 from __future__ import annotations
