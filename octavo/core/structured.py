@@ -32,6 +32,7 @@ class Thinking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """The form of an output: exactly one of `json`, `regex`, `choice`, `grammar`, `json_object`, `structural_tag`.
+    Afterwards `json` and `structural_tag` are text.
 
     Raises InvalidParameter and InvalidRequest. What only a backend can tell (a keyword that it does not know, a
     grammar with no words) ends the request when its grammar is compiled.
@@ -111,11 +112,15 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, 
             )
         match given[0]:
             case "json":
-                if not isinstance(self.value, dict | bool):
+                schema = self.value
+                if not isinstance(schema, dict | bool):
                     raise InvalidParameter(self.field, self.json, "a JSON schema: an object or a boolean")
+                self.json = json_text.dumps(schema, ensure_ascii=False)
             case "structural_tag":
-                if not isinstance(self.value, dict):
+                tag = self.value
+                if not isinstance(tag, dict):
                     raise InvalidParameter(self.field, self.structural_tag, "a JSON object")
+                self.structural_tag = json_text.dumps(tag, ensure_ascii=False)
             case "regex":
                 self._check_text(self.field, self.regex, MAX_REGEX)
             case "grammar":

@@ -32,11 +32,8 @@ class Matcher(Protocol):
     def validate(self, token_ids: Sequence[int]) -> int:
         """How many of these tokens could be accepted. Changes nothing."""
 
-    def rollback(self, num_tokens: int) -> None: ...
-
-    @property
-    def is_terminated(self) -> bool:
-        """Nothing but the end may follow."""
+    def rollback(self, num_tokens: int) -> None:
+        """Takes back the tokens accepted last, at most 32 of them."""
 
 
 class Grammar(Protocol):

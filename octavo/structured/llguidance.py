@@ -12,6 +12,7 @@ import numpy as np
 from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
+from octavo.core.json_schema import subschemas
 from octavo.core.structured import StructuredOutputsParams
 from octavo.structured.grammar import MatcherFailed, Unsupported
 from octavo.structured.schema import refuse_keywords, schema_of
@@ -34,6 +35,8 @@ _KEYWORDS = frozenset(
         *("properties", "patternProperties", "additionalProperties", "required", "minProperties", "maxProperties"),
     ]
 )
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_MAX_EXACT = 2**53  # it computes in floating point
 _MAX_ERROR = 500  # characters
 
 
@@ -58,10 +61,6 @@ class LlguidanceMatcher:
     def rollback(self, num_tokens: int) -> None:
         self.inner.rollback(num_tokens)
         self.check()
-
-    @property
-    def is_terminated(self) -> bool:
-        return self.inner.is_stopped()
 
     def check(self) -> None:
         if self.inner.is_error():
@@ -114,6 +113,7 @@ class LlguidanceBackend:
             case "json" | "json_object":
                 schema = schema_of(form)
                 refuse_keywords(schema, _KEYWORDS)
+                _refuse_large_bounds(schema)
                 options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
                 if form.disable_any_whitespace:
                     options |= {"whitespace_flexible": False}
@@ -173,6 +173,13 @@ class _Tokens:
         return self._vocabulary.encode(text if isinstance(text, bytes) else text.encode())
 
 
+def _refuse_large_bounds(schema: Any) -> None:
+    for where, here in subschemas(schema):
+        for keyword in _BOUNDS if isinstance(here, dict) else ():
+            if abs(here.get(keyword, 0)) > _MAX_EXACT:
+                raise Unsupported(f"{keyword!r} beyond 2**53 (at {where})")
+
+
 def _as_lark(text: str) -> str:
     if is_lark_syntax(text):
         return text
@@ -210,5 +217,13 @@ def _raise(form: StructuredOutputsParams, message: str) -> None:
 
 def _first_line(message: str) -> str:
     """Without the parser's state, which follows."""
-    lines = [line.strip() for line in message.split("<state>")[0].splitlines() if line.strip()]
-    return " ".join(lines)[:_MAX_ERROR] or "it cannot go on"
+    text = " ".join(message.split("<state>")[0].replace("<non-verbose/>", "").split())
+    return _STOPS.get(text, text)[:_MAX_ERROR] or "it cannot go on"
+
+
+_STOPS = {
+    "NoExtension": "no text has this form",
+    "NoExtensionBias": "no text has this form",
+    "LexerTooComplex": "its regular expressions take too much to follow",
+    "ParserTooComplex": "it takes too much to follow",
+}
