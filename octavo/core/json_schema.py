@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 # Where schemas lie within schemas (JSON Schema 2020-12, and what older drafts call the same).
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -46,6 +47,23 @@ def subschemas(schema: Any, path: str = "#") -> Iterator[tuple[str, Any]]:
         ]
         inner += [(f"{where}/{key}", here[key]) for key in _SINGLE if isinstance(here.get(key), dict)]
         todo += reversed(inner)
+
+
+def resolve(schema: Any, reference: str) -> Any:
+    """What a reference to a place in the same schema means (RFC 6901). Raises KeyError where there is no such place, and
+    for references of other kinds."""
+    if reference != "#" and not reference.startswith("#/"):
+        raise KeyError(reference)
+    found = schema
+    for part in unquote(reference[1:]).split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, dict):
+            found = found[part]
+        else:
+            raise KeyError(reference)
+    return found
 
 
 def move_references(schema: Any, root: str) -> None:

@@ -50,7 +50,6 @@ class Words(msgspec.Struct, array_like=True, frozen=True):
 class Answer(msgspec.Struct, array_like=True, frozen=True):
     compiled: bytes = b""
     unsupported: str = ""
-    malformed: str = ""
 
 
 class ByteCompiler(Protocol):
@@ -59,7 +58,7 @@ class ByteCompiler(Protocol):
     def __init__(self, vocabulary: Vocabulary) -> None: ...
 
     def compile(self, form: StructuredOutputsParams) -> bytes:
-        """Raises Unsupported, ValueError."""
+        """Raises whatever it likes."""
 
 
 class CompilerChild:
@@ -74,10 +73,10 @@ class CompilerChild:
         self._is_closed = False
 
     def compile(self, form: StructuredOutputsParams) -> bytes:
-        """Raises Unsupported; ValueError for what is malformed, or takes too much."""
+        """Raises Unsupported, also for what takes too much: another backend may do better."""
         with self._lock:
             if self._is_closed:
-                raise ValueError("the engine is shut down")
+                raise Unsupported("the engine is shut down")
             if self._process is None or self._process.poll() is not None:
                 self._start()
             try:
@@ -85,14 +84,12 @@ class CompilerChild:
                 answer = msgspec.msgpack.decode(self._receive(self._seconds), type=Answer)
             except TimeoutError:
                 self._end()
-                raise ValueError(f"compiling it takes more than {self._seconds:g} s") from None
+                raise Unsupported(f"compiling it takes more than {self._seconds:g} s") from None
             except OSError:
                 self._end()
-                raise ValueError(f"compiling it takes more than {MEMORY_BYTES >> 30} GiB, or crashes") from None
+                raise Unsupported(f"compiling it takes more than {MEMORY_BYTES >> 30} GiB, or crashes") from None
         if answer.unsupported:
             raise Unsupported(answer.unsupported)
-        if answer.malformed:
-            raise ValueError(answer.malformed)
         return answer.compiled
 
     def close(self) -> None:
@@ -124,7 +121,7 @@ class CompilerChild:
             self._receive(START_SECONDS)
         except OSError as error:
             self._end()
-            raise ValueError(f"the process that compiles could not be started: {error}") from None
+            raise Unsupported(f"the process that compiles could not be started: {error}") from None
 
     def _end(self) -> None:
         process, connection = self._process, self._socket
@@ -188,12 +185,10 @@ def main(arguments: list[str]) -> None:
             form = msgspec.msgpack.decode(receive(), type=StructuredOutputsParams)
             try:
                 answer = Answer(compiler.compile(form))
-            except Unsupported as error:
-                answer = Answer(unsupported=str(error) or "it")
             except MemoryError:
                 return
             except Exception as error:  # whatever a library raises, it is about this form
-                answer = Answer(malformed=" ".join(str(error).split())[:500] or type(error).__name__)
+                answer = Answer(unsupported=" ".join(str(error).split())[:500] or type(error).__name__)
             send(answer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +24,10 @@ _MAX_CHOICES = 1000
 _MAX_CACHED = 256  # masks, of one grammar
 _KEYWORDS = frozenset(
     [
-        *("anyOf", "const", "enum", "type", "minLength", "maxLength"),
-        *("items", "minItems", "maxItems", "properties", "additionalProperties", "required"),
+        *("const", "enum", "type", "items", "properties", "additionalProperties", "required"),
     ]
 )
+_TYPES = ("array", "boolean", "null", "object", "string")  # its numbers may have forms that JSON has not
 
 
 class LmFormatEnforcerMatcher:
@@ -62,6 +63,9 @@ class LmFormatEnforcerGrammar:
     def __init__(self, parser: Any, tokens: _Tokens) -> None:
         self.parser, self._tokens = parser, tokens
         self._masks: dict[Any, np.ndarray] = {}  # of states that have a name
+
+    def matcher(self) -> LmFormatEnforcerMatcher:
+        return LmFormatEnforcerMatcher(self)
 
     def advance(self, state: Any, token_id: int) -> Any | None:
         """The state after a token, None if it may not come."""
@@ -118,8 +122,9 @@ class _Tokens:
         self.text_of: dict[int, str] = {}
         for token_id, piece in enumerate(vocabulary.text_pieces):
             try:
-                if text := piece.decode():
-                    self.text_of[token_id] = text
+                text = piece.decode()
+                if text and all(character >= " " or character in "\n\r" for character in text):
+                    self.text_of[token_id] = text  # it takes other control characters for parts of JSON strings
             except UnicodeDecodeError:
                 continue
         data = lmformatenforcer.TokenEnforcerTokenizerData(
@@ -130,14 +135,12 @@ class _Tokens:
             vocabulary.size,
         )
         self.tree = data.tokenizer_tree
-        self.config = CharacterLevelParserConfig(alphabet=data.tokenizer_alphabet)
+        self.config = CharacterLevelParserConfig(alphabet="".join(sorted(set().union(*self.text_of.values()))))
 
     def grammar(self, form: StructuredOutputsParams) -> LmFormatEnforcerGrammar:
         match form.kind:
             case "json":
                 parser = lmformatenforcer.JsonSchemaParser(schema_of(form), self.config)
-            case "json_object":
-                parser = lmformatenforcer.JsonSchemaParser(None, self.config)
             case "regex":
                 parser = lmformatenforcer.RegexParser(form.value, self.config)
             case _:
@@ -175,6 +178,25 @@ class LmFormatEnforcerCompiler:
         return b"fine"
 
 
+def _refuse_unsound(schema: Any) -> None:
+    """Raises Unsupported for what it takes, and then does not keep to."""
+    for where, here in subschemas(schema):
+        values = [*here.get("enum", ()), *([here["const"]] if "const" in here else [])]
+        names = list(here.get("properties", ()))
+        for value in [*values, *names]:
+            if not isinstance(value, str) or not value or json.dumps(value) != f'"{value}"':
+                raise Unsupported(f"the value or name {value!r} (at {where})")
+        if not values and here.get("type") not in _TYPES:
+            raise Unsupported(f"the type {here.get('type')!r} (at {where})")
+        if here.get("type") == "array" and not isinstance(here.get("items"), dict):
+            raise Unsupported(f"the type 'array' without 'items' (at {where})")
+        optional = [name for name in names if name not in here.get("required", ())]
+        if optional or (here.get("type") == "object" and not names):
+            raise Unsupported(f"properties that are not in 'required' (at {where})")
+        if here.get("additionalProperties", False) is not False:
+            raise Unsupported(f"'additionalProperties' (at {where})")
+
+
 def check(form: StructuredOutputsParams) -> None:
     """Raises Unsupported for what lm-format-enforcer would pass over without a word."""
     if form.disable_any_whitespace or form.whitespace_pattern is not None:
@@ -184,11 +206,12 @@ def check(form: StructuredOutputsParams) -> None:
             schema = schema_of(form)
             refuse_keywords(schema, _KEYWORDS)
             refuse_siblings(schema, frozenset())
+            _refuse_unsound(schema)
             if (count := sum(1 for _ in subschemas(schema))) > MAX_SUBSCHEMAS:
                 raise Unsupported(f"a schema of {count} parts, more than {MAX_SUBSCHEMAS}")
         case "regex":
             refuse_regex(form.value)
         case "choice" if len(form.value) > _MAX_CHOICES:
             raise Unsupported(f"{len(form.value)} choices, more than {_MAX_CHOICES}")
-        case "grammar" | "structural_tag":
+        case "grammar" | "structural_tag" | "json_object":
             raise Unsupported(form.kind)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import outlines_core
 
+from octavo.core.json_schema import subschemas
 from octavo.core.structured import StructuredOutputsParams
 from octavo.structured.child import CompilerChild
 from octavo.structured.grammar import MatcherFailed, Unsupported
@@ -20,11 +22,11 @@ _MAX_ROLLBACK = 32  # tokens: drafts
 _KEYWORDS = frozenset(
     [
         *("anyOf", "const", "enum", "type", "format", "pattern", "minLength", "maxLength"),
-        *("items", "prefixItems", "minItems", "maxItems"),
+        *("items", "minItems", "maxItems"),
         *("properties", "additionalProperties", "required"),
     ]
 )
-_FORMATS = frozenset(["date", "date-time", "time", "uuid"])
+_FORMATS = frozenset(["uuid"])
 
 
 class OutlinesMatcher:
@@ -99,6 +101,27 @@ class OutlinesCompiler:
         return bytes(data)
 
 
+_CLASS = re.compile(r"\\[dDwWsS]")  # of Unicode here, of ASCII in JSON schemas
+
+
+def _refuse_open(schema: Any) -> None:
+    """Raises Unsupported for values of any form, whose automaton would be too large, and for what it would write
+    without escaping."""
+    for where, here in subschemas(schema):
+        if not any(keyword in here for keyword in ("type", "enum", "const", "anyOf")):
+            raise Unsupported(f"a schema that says nothing (at {where})")
+        for kind, rule in (("object", "properties"), ("array", "items")):
+            if here.get("type") == kind and rule not in here:
+                raise Unsupported(f"the type {kind!r} without {rule!r} (at {where})")
+        if isinstance(here.get("type"), list):
+            raise Unsupported(f"a list as 'type' (at {where})")
+        for name in here.get("properties", ()):
+            if json.dumps(name, ensure_ascii=False) != f'"{name}"':
+                raise Unsupported(f"the property {name!r}, which needs escapes (at {where})")
+        if _CLASS.search(here.get("pattern", "")):
+            raise Unsupported(f"'pattern' with a class of characters (at {where})")
+
+
 def check(form: StructuredOutputsParams) -> None:
     """Raises Unsupported for what outlines-core would pass over without a word."""
     match form.kind:
@@ -106,6 +129,7 @@ def check(form: StructuredOutputsParams) -> None:
             schema = schema_of(form)
             refuse_keywords(schema, _KEYWORDS)
             refuse_siblings(schema, _FORMATS)
+            _refuse_open(schema)
         case "json_object":
             raise Unsupported("json_object: it is no regex")
         case "regex":

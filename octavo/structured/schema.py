@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from octavo.core.json_schema import subschemas
+from octavo.core.json_schema import resolve, subschemas
 from octavo.core.structured import StructuredOutputsParams
 from octavo.structured.grammar import Unsupported
 
@@ -253,11 +253,15 @@ def refuse_siblings(schema: Any, formats: Collection[str]) -> None:
         rules = [keyword for keyword in here if keyword in ASSERTIONS and not says_nothing(keyword, here[keyword])]
         whole = next((keyword for keyword in _WHOLE if keyword in here), None)
         if whole is not None:
+            if whole == "$ref":
+                _refuse_unresolved(schema, here["$ref"], where)
             allowed = {whole, "type"} if whole in ("const", "enum") else {whole}
             for keyword in rules:
                 if keyword not in allowed:
                     raise Unsupported(f"{keyword!r} beside {whole!r} (at {where})")
             values = here[whole] if whole == "enum" else [here["const"]] if whole == "const" else []
+            if whole == "enum" and not values:
+                raise Unsupported(f"'enum' without values (at {where})")
             if "type" in here and not all(_is_of_type(value, here["type"]) for value in values or ()):
                 raise Unsupported(f"{whole!r} with values of another 'type' (at {where})")
             continue
@@ -267,6 +271,7 @@ def refuse_siblings(schema: Any, formats: Collection[str]) -> None:
             raise Unsupported(f"{strings[1]!r} beside {strings[0]!r} (at {where})")
         if "pattern" in rules:
             refuse_regex(here["pattern"])
+            _refuse_escapes(here["pattern"], where)
         if "format" in rules and here["format"] not in formats:
             raise Unsupported(f"the format {here['format']!r} (at {where})")
         missing = [name for name in here.get("required", ()) if name not in here.get("properties", {})]
@@ -281,6 +286,32 @@ def _refuse_untyped(schema: Mapping[str, Any], rules: Collection[str], where: st
         for keyword in keywords:
             if keyword in rules and types != kind and not (kind == "number" and types == "integer"):
                 raise Unsupported(f"{keyword!r} without the type {kind!r} alone (at {where})")
+
+
+def _refuse_unresolved(schema: Any, reference: str, where: str) -> None:
+    try:
+        resolve(schema, reference)
+    except KeyError:
+        raise Unsupported(f"'$ref' to {reference!r} (at {where})") from None
+
+
+_PATTERN_PARTS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|[^\[]", re.DOTALL)
+_ESCAPED = ('"', "\\", "\n", "\t", "\r", "\x00", "\x1f")  # characters that JSON writes with a backslash
+
+
+def _refuse_escapes(pattern: str, where: str) -> None:
+    """Raises Unsupported for patterns that have characters which stand escaped in JSON: backends match what is written
+    instead of what it means."""
+    for match in _PATTERN_PARTS.finditer(pattern):
+        part = match[0]
+        if part in "^$()|*+?{}":
+            continue
+        try:
+            matches = any(re.fullmatch(part, character) for character in _ESCAPED)
+        except re.error:
+            raise Unsupported(f"'pattern' with {part} (at {where})") from None
+        if matches:
+            raise Unsupported(f"'pattern' with {part}, which may stand for characters that need escapes (at {where})")
 
 
 def _is_of_type(value: Any, types: Any) -> bool:

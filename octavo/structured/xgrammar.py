@@ -17,21 +17,24 @@ from octavo.structured.vocabulary import Vocabulary
 COMPILE_SECONDS = 10.0
 _KEYWORDS = frozenset(
     [
-        *("$ref", "anyOf", "const", "enum", "type", "format", "pattern", "minLength", "maxLength"),
+        *("$ref", "anyOf", "const", "enum", "type", "format", "pattern"),
         *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
         *("items", "prefixItems", "minItems", "maxItems"),
         *("properties", "additionalProperties", "required"),
     ]
 )
-_FORMATS = frozenset(["date", "date-time", "email", "ipv4", "time", "uuid"])
+_FORMATS = frozenset(["email", "uuid"])
 
 
 class XgrammarMatcher:
-    def __init__(self, inner: xgrammar.GrammarMatcher) -> None:
-        self._inner = inner
+    """`tail` are the bits of the last word of a mask that stand for tokens; the others come set."""
+
+    def __init__(self, inner: xgrammar.GrammarMatcher, tail: np.int32) -> None:
+        self._inner, self._tail = inner, tail
 
     def fill(self, bitmask: np.ndarray, row: int) -> None:
         self._inner.fill_next_token_bitmask(bitmask, row)
+        bitmask[row, -1] &= self._tail
 
     def accept(self, token_ids: Sequence[int]) -> bool:
         return all(self._inner.accept_token(token_id) for token_id in token_ids)
@@ -49,11 +52,11 @@ class XgrammarMatcher:
 
 
 class XgrammarGrammar:
-    def __init__(self, compiled: xgrammar.CompiledGrammar) -> None:
-        self._compiled = compiled
+    def __init__(self, compiled: xgrammar.CompiledGrammar, tail: np.int32) -> None:
+        self._compiled, self._tail = compiled, tail
 
     def matcher(self) -> XgrammarMatcher:
-        return XgrammarMatcher(xgrammar.GrammarMatcher(self._compiled))
+        return XgrammarMatcher(xgrammar.GrammarMatcher(self._compiled), self._tail)
 
 
 class XgrammarBackend:
@@ -61,12 +64,14 @@ class XgrammarBackend:
 
     def __init__(self, vocabulary: Vocabulary, num_threads: int = 1) -> None:
         self._info = tokenizer_info(vocabulary)
+        rest = vocabulary.size % 32
+        self._tail = np.int32((1 << rest) - 1 if rest else -1)
         self._child = CompilerChild("octavo.structured.xgrammar:XgrammarCompiler", vocabulary, COMPILE_SECONDS)
 
     def compile(self, form: StructuredOutputsParams) -> XgrammarGrammar:
         check(form)
         data = self._child.compile(form).decode()
-        return XgrammarGrammar(xgrammar.CompiledGrammar.deserialize_json(data, self._info))
+        return XgrammarGrammar(xgrammar.CompiledGrammar.deserialize_json(data, self._info), self._tail)
 
     def close(self) -> None:
         self._child.close()

@@ -18,7 +18,7 @@ from octavo.errors import InvalidRequest
 from octavo.structured.compile import Compiler
 from tests.structured.sampling import sample, tiny_vocabulary
 
-S, I, N, B = {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}
+TXT, INT, NUM, BOOL = {"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}
 
 
 def obj(required: str = "", /, **properties: Any) -> dict[str, Any]:
@@ -44,11 +44,16 @@ def whole(**more: Any) -> dict[str, Any]:
 
 
 DRAFT7 = {"$schema": "http://json-schema.org/draft-07/schema#"}
-LINKED = {"$defs": {"node": obj("v", v=I, next={"$ref": "#/$defs/node"})}, "$ref": "#/$defs/node"}
-TREE = {"type": "object", "properties": {"v": I, "kids": arr({"$ref": "#"})}, "required": ["v"], "additionalProperties": False}
+LINKED = {"$defs": {"node": obj("v", v=INT, next={"$ref": "#/$defs/node"})}, "$ref": "#/$defs/node"}
+TREE = {
+    "type": "object",
+    "properties": {"v": INT, "kids": arr({"$ref": "#"})},
+    "required": ["v"],
+    "additionalProperties": False,
+}
 EXPRESSION = {
     "$defs": {
-        "e": {"anyOf": [I, {"$ref": "#/$defs/sum"}]},
+        "e": {"anyOf": [INT, {"$ref": "#/$defs/sum"}]},
         "sum": obj("*", op={"enum": ["+", "-"]}, left={"$ref": "#/$defs/e"}, right={"$ref": "#/$defs/e"}),
     },
     "$ref": "#/$defs/e",
@@ -68,7 +73,7 @@ for kind in ("string", "integer", "number", "boolean", "null", "object", "array"
     add(f"type {kind}", {"type": kind})
 add("type list", {"type": ["integer", "null"]})
 add("type list of three", {"type": ["boolean", "string", "null"]})
-add("type list with object", {"type": ["object", "integer"], "properties": {"a": I}, "additionalProperties": False})
+add("type list with object", {"type": ["object", "integer"], "properties": {"a": INT}, "additionalProperties": False})
 add("type list with bounds", {"type": ["integer", "string"], "minimum": 3, "maximum": 9, "maxLength": 2})
 add("true", True)
 add("false", False, "false")
@@ -148,121 +153,156 @@ add("contentEncoding", text(contentEncoding="base64"))
 add("contentMediaType", text(contentMediaType="application/json", contentSchema={"type": "object"}))
 
 # ---- arrays
-add("items", arr(I, maxItems=4))
-add("items of objects", arr(obj("a", a=I), maxItems=3))
-add("items nested", arr(arr(arr(B, maxItems=2), maxItems=2), maxItems=2))
+add("items", arr(INT, maxItems=4))
+add("items of objects", arr(obj("a", a=INT), maxItems=3))
+add("items nested", arr(arr(arr(BOOL, maxItems=2), maxItems=2), maxItems=2))
 add("items false", {"type": "array", "items": False})
 add("items true", {"type": "array", "items": True, "maxItems": 2})
-add("minItems", arr(I, minItems=2, maxItems=5))
-add("maxItems zero", arr(I, maxItems=0))
-add("items exactly", arr(B, minItems=3, maxItems=3))
-add("items impossible", arr(I, minItems=3, maxItems=2), "minItems|maxItems")
-add("minItems alone", arr(B, minItems=1))
-add("prefixItems", {"type": "array", "prefixItems": [I, S], "items": False, "minItems": 2})
-add("prefixItems open", {"type": "array", "prefixItems": [I, B], "items": S, "maxItems": 4})
-add("prefixItems short", {"type": "array", "prefixItems": [I, B, S], "items": False})
-add("prefixItems with minItems", {"type": "array", "prefixItems": [B], "items": I, "minItems": 3, "maxItems": 4})
-add("tuple of older drafts", {**DRAFT7, "type": "array", "items": [I, S], "additionalItems": False}, "items|additionalItems")
+add("minItems", arr(INT, minItems=2, maxItems=5))
+add("maxItems zero", arr(INT, maxItems=0))
+add("items exactly", arr(BOOL, minItems=3, maxItems=3))
+add("items impossible", arr(INT, minItems=3, maxItems=2), "minItems|maxItems")
+add("minItems alone", arr(BOOL, minItems=1))
+add("prefixItems", {"type": "array", "prefixItems": [INT, TXT], "items": False, "minItems": 2})
+add("prefixItems open", {"type": "array", "prefixItems": [INT, BOOL], "items": TXT, "maxItems": 4})
+add("prefixItems short", {"type": "array", "prefixItems": [INT, BOOL, TXT], "items": False})
+add("prefixItems with minItems", {"type": "array", "prefixItems": [BOOL], "items": INT, "minItems": 3, "maxItems": 4})
+add(
+    "tuple of older drafts",
+    {**DRAFT7, "type": "array", "items": [INT, TXT], "additionalItems": False},
+    "items|additionalItems",
+)
 add("uniqueItems", arr({"enum": [1, 2, 3]}, uniqueItems=True, maxItems=3), "uniqueItems")
-add("uniqueItems false", arr(I, uniqueItems=False, maxItems=3))
-add("contains", {"type": "array", "contains": I}, "contains")
-add("minContains", {"type": "array", "contains": I, "minContains": 2}, "contains|minContains")
-add("maxContains", {"type": "array", "contains": I, "maxContains": 2}, "contains|maxContains")
-add("unevaluatedItems", {"type": "array", "prefixItems": [I], "unevaluatedItems": False}, "unevaluatedItems")
+add("uniqueItems false", arr(INT, uniqueItems=False, maxItems=3))
+add("contains", {"type": "array", "contains": INT}, "contains")
+add("minContains", {"type": "array", "contains": INT, "minContains": 2}, "contains|minContains")
+add("maxContains", {"type": "array", "contains": INT, "maxContains": 2}, "contains|maxContains")
+add("unevaluatedItems", {"type": "array", "prefixItems": [INT], "unevaluatedItems": False}, "unevaluatedItems")
 add("array of anything", {"type": "array", "maxItems": 2})
 
 # ---- objects
-add("properties", obj("a b", a=I, b=S))
-add("properties optional", obj("", a=I, b=S, c=B))
-add("properties some required", obj("b", a=I, b=S, c=B))
+add("properties", obj("a b", a=INT, b=TXT))
+add("properties optional", obj("", a=INT, b=TXT, c=BOOL))
+add("properties some required", obj("b", a=INT, b=TXT, c=BOOL))
 add("properties none", obj(""))
-add("properties open", {"type": "object", "properties": {"a": I}, "required": ["a"]})
-add("properties of a schema", {"type": "object", "additionalProperties": I})
-add("properties beside others", {"type": "object", "properties": {"a": S}, "additionalProperties": B})
+add("properties open", {"type": "object", "properties": {"a": INT}, "required": ["a"]})
+add("properties of a schema", {"type": "object", "additionalProperties": INT})
+add("properties beside others", {"type": "object", "properties": {"a": TXT}, "additionalProperties": BOOL})
 add("required without property", {"type": "object", "required": ["x"]})
-add("required without property, closed", {"type": "object", "required": ["x"], "additionalProperties": False}, "required|x")
-add("required twice", {"type": "object", "properties": {"a": I}, "required": ["a", "a"], "additionalProperties": False})
-add("names with quotes", obj("*", **{'a"b': I, "c\\d": I, "e\nf": I}))
-add("names with unicode", obj("*", **{"名前": S, "é": I, "🙂": B}))
-add("name empty", obj("*", **{"": I}))
-add("names that look like keywords", obj("*", type=S, properties=I, **{"$ref": B, "enum": N}))
-add("properties 20", obj("*", **{f"p{i}": B for i in range(20)}))
-add("properties 30 optional", obj("", **{f"p{i}": B for i in range(30)}))
-add("properties deep", obj("a", a=obj("b", b=obj("c", c=obj("d", d=I)))))
-add("property false", {"type": "object", "properties": {"a": False, "b": I}, "additionalProperties": False})
-add("patternProperties", {"type": "object", "patternProperties": {"^x-": I}, "additionalProperties": False})
-add("patternProperties open", {"type": "object", "patternProperties": {"^n": I}, "additionalProperties": S}, "patternProperties")
-add("patternProperties and properties", {"type": "object", "properties": {"a": I}, "patternProperties": {"^x": B},
+add(
+    "required without property, closed",
+    {"type": "object", "required": ["x"], "additionalProperties": False},
+    "required|x",
+)
+add(
+    "required twice",
+    {"type": "object", "properties": {"a": INT}, "required": ["a", "a"], "additionalProperties": False},
+)
+add("names with quotes", obj("*", **{'a"b': INT, "c\\d": INT, "e\nf": INT}))
+add("names with unicode", obj("*", **{"名前": TXT, "é": INT, "🙂": BOOL}))
+add("name empty", obj("*", **{"": INT}))
+add("names that look like keywords", obj("*", type=TXT, properties=INT, **{"$ref": BOOL, "enum": NUM}))
+add("properties 20", obj("*", **{f"p{i}": BOOL for i in range(20)}))
+add("properties 30 optional", obj("", **{f"p{i}": BOOL for i in range(30)}))
+add("properties deep", obj("a", a=obj("b", b=obj("c", c=obj("d", d=INT)))))
+add("property false", {"type": "object", "properties": {"a": False, "b": INT}, "additionalProperties": False})
+add("patternProperties", {"type": "object", "patternProperties": {"^x-": INT}, "additionalProperties": False})
+add(
+    "patternProperties open",
+    {"type": "object", "patternProperties": {"^n": INT}, "additionalProperties": TXT},
+    "patternProperties",
+)
+add("patternProperties and properties", {"type": "object", "properties": {"a": INT}, "patternProperties": {"^x": BOOL},
                                         "required": ["a"], "additionalProperties": False})  # fmt: skip
-add("patternProperties two", {"type": "object", "patternProperties": {"^a": I, "^b": B}, "additionalProperties": False})
+add(
+    "patternProperties two",
+    {"type": "object", "patternProperties": {"^a": INT, "^b": BOOL}, "additionalProperties": False},
+)
 add("propertyNames", {"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}}, "propertyNames")
-add("minProperties", {"type": "object", "minProperties": 2, "additionalProperties": I}, "minProperties|min/max")
-add("maxProperties", {"type": "object", "maxProperties": 2, "additionalProperties": I}, "maxProperties|min/max")
-add("minProperties of optional", {**obj("", a=I, b=I, c=I), "minProperties": 2}, "minProperties|min/max")
-add("dependentRequired", {**obj("", a=I, b=I), "dependentRequired": {"a": ["b"]}}, "dependentRequired")
-add("dependentSchemas", {**obj("", a=I, b=I), "dependentSchemas": {"a": {"required": ["b"]}}}, "dependentSchemas")
-add("dependencies", {**obj("", a=I, b=I), "dependencies": {"a": ["b"]}}, "dependencies")
-add("unevaluatedProperties", {"type": "object", "properties": {"a": I}, "unevaluatedProperties": False}, "unevaluatedProperties")
-add("additionalProperties true", {"type": "object", "properties": {"a": I}, "additionalProperties": True})
+add("minProperties", {"type": "object", "minProperties": 2, "additionalProperties": INT}, "minProperties|min/max")
+add("maxProperties", {"type": "object", "maxProperties": 2, "additionalProperties": INT}, "maxProperties|min/max")
+add("minProperties of optional", {**obj("", a=INT, b=INT, c=INT), "minProperties": 2}, "minProperties|min/max")
+add("dependentRequired", {**obj("", a=INT, b=INT), "dependentRequired": {"a": ["b"]}}, "dependentRequired")
+add("dependentSchemas", {**obj("", a=INT, b=INT), "dependentSchemas": {"a": {"required": ["b"]}}}, "dependentSchemas")
+add("dependencies", {**obj("", a=INT, b=INT), "dependencies": {"a": ["b"]}}, "dependencies")
+add(
+    "unevaluatedProperties",
+    {"type": "object", "properties": {"a": INT}, "unevaluatedProperties": False},
+    "unevaluatedProperties",
+)
+add("additionalProperties true", {"type": "object", "properties": {"a": INT}, "additionalProperties": True})
 
 # ---- combinations
-add("anyOf", {"anyOf": [I, S, {"type": "null"}]})
-add("anyOf of objects", {"anyOf": [obj("*", a=I), obj("*", b=S)]})
+add("anyOf", {"anyOf": [INT, TXT, {"type": "null"}]})
+add("anyOf of objects", {"anyOf": [obj("*", a=INT), obj("*", b=TXT)]})
 add("anyOf overlapping", {"anyOf": [whole(minimum=0, maximum=20), whole(minimum=10, maximum=40)]})
-add("anyOf with siblings", {"type": "object", "properties": {"k": S}, "required": ["k"],
+add("anyOf with siblings", {"type": "object", "properties": {"k": TXT}, "required": ["k"],
                             "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, "anyOf|required")  # fmt: skip
-add("anyOf of one", {"anyOf": [B]})
-add("anyOf with false", {"anyOf": [False, B]})
-add("anyOf with true", {"anyOf": [True, B]})
+add("anyOf of one", {"anyOf": [BOOL]})
+add("anyOf with false", {"anyOf": [False, BOOL]})
+add("anyOf with true", {"anyOf": [True, BOOL]})
 add("anyOf empty", {"anyOf": []}, "anyOf")
-add("anyOf nested", {"anyOf": [{"anyOf": [I, B]}, {"anyOf": [S, {"type": "null"}]}]})
-add("oneOf of types", {"oneOf": [I, S]})
-add("oneOf of objects by const", {"oneOf": [obj("*", kind={"const": "a"}, x=I), obj("*", kind={"const": "b"}, y=S)]})
+add("anyOf nested", {"anyOf": [{"anyOf": [INT, BOOL]}, {"anyOf": [TXT, {"type": "null"}]}]})
+add("oneOf of types", {"oneOf": [INT, TXT]})
+add(
+    "oneOf of objects by const", {"oneOf": [obj("*", kind={"const": "a"}, x=INT), obj("*", kind={"const": "b"}, y=TXT)]}
+)
 add("oneOf of enums", {"oneOf": [{"enum": ["a", "b"]}, {"enum": ["c"]}]})
-add("oneOf overlapping", {"oneOf": [N, I]}, "oneOf")
+add("oneOf overlapping", {"oneOf": [NUM, INT]}, "oneOf")
 add("oneOf bounds", {"oneOf": [whole(maximum=5, minimum=0), whole(minimum=3, maximum=9)]}, "oneOf")
-add("oneOf of one", {"oneOf": [I]})
-add("oneOf with null", {"oneOf": [{"type": "null"}, obj("*", a=I)]})
+add("oneOf of one", {"oneOf": [INT]})
+add("oneOf with null", {"oneOf": [{"type": "null"}, obj("*", a=INT)]})
 add("allOf of bounds", {"allOf": [whole(minimum=3), whole(maximum=8)]})
-add("allOf of properties", {"allOf": [{"type": "object", "properties": {"a": I}, "required": ["a"]},
-                                      {"type": "object", "properties": {"b": S}, "required": ["b"]}]})  # fmt: skip
-add("allOf with a reference", {"$defs": {"base": {"type": "object", "properties": {"id": I}, "required": ["id"]}},
-                               "allOf": [{"$ref": "#/$defs/base"}, {"properties": {"name": S}, "required": ["name"]}]})  # fmt: skip
+add("allOf of properties", {"allOf": [{"type": "object", "properties": {"a": INT}, "required": ["a"]},
+                                      {"type": "object", "properties": {"b": TXT}, "required": ["b"]}]})  # fmt: skip
+add("allOf with a reference", {"$defs": {"base": {"type": "object", "properties": {"id": INT}, "required": ["id"]}},
+                               "allOf": [{"$ref": "#/$defs/base"},
+                                         {"properties": {"name": TXT}, "required": ["name"]}]})  # fmt: skip
 add("allOf of patterns", {"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "z$"}]})
-add("allOf contradicting", {"allOf": [I, S]}, "allOf|nsatisfiable|type")
-add("allOf and anyOf", {"allOf": [{"anyOf": [I, S]}, {"anyOf": [I, B]}]})
+add("allOf contradicting", {"allOf": [INT, TXT]}, "allOf|nsatisfiable|type")
+add("allOf and anyOf", {"allOf": [{"anyOf": [INT, TXT]}, {"anyOf": [INT, BOOL]}]})
 add("not", {"not": {"type": "string"}}, "not")
 add("not within", obj("*", a={"type": "integer", "not": {"const": 3}}), "not")
 add("if then else", {"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}, "if|then")
 add("if alone", {"type": "integer", "if": {"minimum": 3}}, "if")
 
 # ---- references
-add("ref to $defs", {"$defs": {"x": I}, "type": "array", "items": {"$ref": "#/$defs/x"}, "maxItems": 3})
-add("ref to definitions", {"definitions": {"x": B}, "$ref": "#/definitions/x"})
+add("ref to $defs", {"$defs": {"x": INT}, "type": "array", "items": {"$ref": "#/$defs/x"}, "maxItems": 3})
+add("ref to definitions", {"definitions": {"x": BOOL}, "$ref": "#/definitions/x"})
 add("ref to a property", {**obj("*", a=whole(minimum=0, maximum=9), b={"$ref": "#/properties/a"})})
-add("ref escaped", {"$defs": {"a/b": I, "c~d": B}, **obj("*", x={"$ref": "#/$defs/a~1b"}, y={"$ref": "#/$defs/c~0d"})})
-add("ref percent", {"$defs": {"a b": I}, "$ref": "#/$defs/a%20b"})
-add("ref chain", {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/c"}, "c": B}, "$ref": "#/$defs/a"})
+add(
+    "ref escaped",
+    {"$defs": {"a/b": INT, "c~d": BOOL}, **obj("*", x={"$ref": "#/$defs/a~1b"}, y={"$ref": "#/$defs/c~0d"})},
+)
+add("ref percent", {"$defs": {"a b": INT}, "$ref": "#/$defs/a%20b"})
+add("ref chain", {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/c"}, "c": BOOL}, "$ref": "#/$defs/a"})
 add("ref with siblings", {"$defs": {"n": whole(minimum=0)}, "$ref": "#/$defs/n", "maximum": 9})
 add("ref missing", {"$ref": "#/$defs/none"}, "ref|Pointer|none")
 add("ref elsewhere", {"$ref": "https://example.com/schema.json"}, "ref|example.com")
 add("ref to itself alone", {"$ref": "#"}, "ref")
 add("ref by anchor", {"$defs": {"x": {"$anchor": "here", "type": "boolean"}}, "$ref": "#here"}, "ref|here")
-add("ref by id", {"$id": "https://example.com/root", "$defs": {"x": {"$id": "x.json", "type": "boolean"}}, "$ref": "x.json"}, "ref|x.json")
+add(
+    "ref by id",
+    {"$id": "https://example.com/root", "$defs": {"x": {"$id": "x.json", "type": "boolean"}}, "$ref": "x.json"},
+    "ref|x.json",
+)
 add("dynamicRef", {"$dynamicAnchor": "n", "type": "array", "items": {"$dynamicRef": "#n"}}, "dynamicRef")
 add("recursion linked", LINKED)
 add("recursion tree", TREE)
 add("recursion mutual", EXPRESSION)
 add("recursion array", {"type": "array", "items": {"$ref": "#"}})
 add("recursion without end", {"$defs": {"a": obj("a", a={"$ref": "#/$defs/a"})}, "$ref": "#/$defs/a"}, "ref")
-add("recursion anyOf", {"$defs": {"j": {"anyOf": [B, arr({"$ref": "#/$defs/j"}, maxItems=2)]}}, "$ref": "#/$defs/j"})
+add("recursion anyOf", {"$defs": {"j": {"anyOf": [BOOL, arr({"$ref": "#/$defs/j"}, maxItems=2)]}}, "$ref": "#/$defs/j"})
 
 # ---- annotations and the like
-add("annotations", {"title": "t", "description": "d", "default": 3, "examples": [1], "deprecated": True, "readOnly": True, **I})
-add("comment and schema", {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": "c", **B})
-add("vocabulary", {"$vocabulary": {"https://example.com/v": True}, **B})
+add(
+    "annotations",
+    {"title": "t", "description": "d", "default": 3, "examples": [1], "deprecated": True, "readOnly": True, **INT},
+)
+add("comment and schema", {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": "c", **BOOL})
+add("vocabulary", {"$vocabulary": {"https://example.com/v": True}, **BOOL})
 add("unknown keyword", {"type": "integer", "x-unit": "kg"})
-add("draft 7", {**DRAFT7, "definitions": {"x": I}, **obj("*", a={"$ref": "#/definitions/x"})})
+add("draft 7", {**DRAFT7, "definitions": {"x": INT}, **obj("*", a={"$ref": "#/definitions/x"})})
 add("draft 4 exclusiveMinimum", {"type": "integer", "minimum": 3, "exclusiveMinimum": True}, "exclusiveMinimum")
 add("nullable", {"type": "string", "nullable": True, "maxLength": 3})
 add("type unknown", {"type": "date"}, "type")
@@ -278,22 +318,28 @@ add("person", {"type": "object", "properties": {"name": text(minLength=1), "age"
 add("pydantic", {"$defs": {"Color": {"enum": ["RED", "BLUE"], "title": "Color", "type": "string"},
                            "Item": {"properties": {"name": {"title": "Name", "type": "string"},
                                                    "color": {"$ref": "#/$defs/Color"},
-                                                   "price": {"anyOf": [{"type": "number"}, {"type": "null"}], "default": None}},
+                                                   "price": {"anyOf": [NUM, {"type": "null"}], "default": None}},
                                     "required": ["name", "color"], "title": "Item", "type": "object"}},
                  "properties": {"items": {"items": {"$ref": "#/$defs/Item"}, "type": "array", "maxItems": 2}},
                  "required": ["items"], "title": "Order", "type": "object"})  # fmt: skip
-add("openai strict", obj("*", steps=arr(obj("*", explanation=S, output=S), maxItems=2), final_answer=S))
-add("function call", obj("*", name={"const": "get_weather"}, arguments=obj("place", place=S, unit={"enum": ["C", "F"]})))
-add("geojson point", obj("*", type={"const": "Point"}, coordinates=arr(N, minItems=2, maxItems=2)))
+add("openai strict", obj("*", steps=arr(obj("*", explanation=TXT, output=TXT), maxItems=2), final_answer=TXT))
+add(
+    "function call",
+    obj("*", name={"const": "get_weather"}, arguments=obj("place", place=TXT, unit={"enum": ["C", "F"]})),
+)
+add("geojson point", obj("*", type={"const": "Point"}, coordinates=arr(NUM, minItems=2, maxItems=2)))
 add("labels", arr({"enum": ["spam", "ham"]}, minItems=1, maxItems=3))
-add("key values", {"type": "object", "additionalProperties": {"anyOf": [S, N, B]}})
+add("key values", {"type": "object", "additionalProperties": {"anyOf": [TXT, NUM, BOOL]}})
 add("date range", obj("*", start=text(format="date"), end=text(format="date")))
 add("matrix", arr(arr(whole(minimum=0, maximum=9), minItems=2, maxItems=2), minItems=2, maxItems=2))
 add("money", obj("*", amount=text(pattern=r"^\d+\.\d{2}$"), currency={"enum": ["EUR", "USD"]}))
-add("response envelope", {"anyOf": [obj("*", ok={"const": True}, data=obj("id", id=I)), obj("*", ok={"const": False}, error=S)]})
-add("optional recursion", obj("name", name=S, parent={"anyOf": [{"type": "null"}, {"$ref": "#"}]}))
-add("mixed tuple", {"type": "array", "prefixItems": [{"const": "add"}, N, N], "items": False, "minItems": 3})
-add("long names", obj("*", **{"a" * 200: I}))
+add(
+    "response envelope",
+    {"anyOf": [obj("*", ok={"const": True}, data=obj("id", id=INT)), obj("*", ok={"const": False}, error=TXT)]},
+)
+add("optional recursion", obj("name", name=TXT, parent={"anyOf": [{"type": "null"}, {"$ref": "#"}]}))
+add("mixed tuple", {"type": "array", "prefixItems": [{"const": "add"}, NUM, NUM], "items": False, "minItems": 3})
+add("long names", obj("*", **{"a" * 200: INT}))
 
 PATTERNS = re.compile(r'"pattern": "([^"]*)"')  # what strings must have before they may end
 NUM_SAMPLES = 20
@@ -308,7 +354,9 @@ def is_time(text: str) -> bool:
 
 def is_date(text: str) -> bool:
     """RFC 3339 has a year 0, Python has none."""
-    return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", text)) and bool(datetime.date.fromisoformat(re.sub("^0000", "2000", text)))
+    return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", text)) and bool(
+        datetime.date.fromisoformat(re.sub("^0000", "2000", text))
+    )
 
 
 def is_date_time(text: str) -> bool:
@@ -320,9 +368,15 @@ CALENDAR = {
     "time": (is_time, ValueError),
     "date-time": (is_date_time, ValueError),
     "uuid": (lambda text: bool(uuid.UUID(text)) and len(text) == 36, ValueError),
-    "hostname": (lambda text: all(re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)", label) for label in text.split(".")), ()),
+    "hostname": (
+        lambda text: all(re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)", label) for label in text.split(".")),
+        (),
+    ),
     "uri": (lambda text: re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s\"<>\\^`{|}]*", text) is not None, ()),
-    "duration": (lambda text: re.fullmatch(r"P(?!$)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(\d+H)?(\d+M)?(\d+S)?)?", text) is not None, ()),
+    "duration": (
+        lambda text: re.fullmatch(r"P(?!$)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(\d+H)?(\d+M)?(\d+TXT)?)?", text) is not None,
+        (),
+    ),
 }
 
 
