@@ -50,8 +50,8 @@ def subschemas(schema: Any, path: str = "#") -> Iterator[tuple[str, Any]]:
 
 
 def resolve(schema: Any, reference: str) -> Any:
-    """What a reference to a place in the same schema means (RFC 6901). Raises KeyError where there is no such place, and
-    for references of other kinds."""
+    """What a reference to a place in the same schema means (RFC 6901). Raises KeyError where there is no such place,
+    and for references of other kinds."""
     if reference != "#" and not reference.startswith("#/"):
         raise KeyError(reference)
     found = schema

@@ -116,7 +116,7 @@ class Compiler:
         except InvalidRequest as error:
             future.set_exception(error)
         except ValueError as error:
-            future.set_exception(InvalidRequest(f"{form.field} is malformed: {error}", form.field))
+            future.set_exception(InvalidRequest(f"{form.field} cannot be compiled: {error}", form.field))
         except Exception as error:
             logger.exception("a grammar could not be compiled")
             future.set_exception(

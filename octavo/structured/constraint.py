@@ -98,8 +98,7 @@ class StructuredOutputs:
                 except MatcherFailed as error:
                     self._refuse(entry, str(error))
                     continue
-                if not entry.follower.is_thinking:
-                    rows.append(entry)
+                rows.append(entry)
         if not rows:
             return None
         rows.sort(key=lambda entry: place_of[entry.request.request_id])
@@ -109,7 +108,7 @@ class StructuredOutputs:
         for i, entry in enumerate(rows):
             places.append(place_of[entry.request.request_id])
             if not self._set_ends(entry, bits[i]):
-                bits[i] = -1  # it was refused, and what is sampled for it is dropped
+                bits[i] = self._compiler.vocabulary.all_words  # it was refused, and what is sampled for it is dropped
         return TokenMasks(places, bits)
 
     def refusals(self) -> list[Refusal]:
@@ -149,6 +148,9 @@ class StructuredOutputs:
         """Many at once where the backend can, the others one by one."""
         together: dict[int, list[int]] = {}
         for i, entry in enumerate(rows):
+            if entry.follower.is_thinking:
+                bits[i] = self._compiler.vocabulary.all_words
+                continue
             if hasattr(entry.compiled.backend, "fill_all") and not entry.follower.opening_ids():
                 together.setdefault(id(entry.compiled.backend), []).append(i)
                 continue
@@ -171,7 +173,8 @@ class StructuredOutputs:
         request, vocabulary = entry.request, self._compiler.vocabulary
         if request.request_id not in self._live:
             return False
-        can_end = any(_has(words, token_id) for token_id in vocabulary.eos_token_ids)
+        can_end = not entry.follower.is_thinking  # thoughts are not the answer
+        can_end = can_end and any(_has(words, token_id) for token_id in vocabulary.eos_token_ids)
         for token_id in vocabulary.eos_token_ids:
             words[token_id // 32] &= ~_bit(token_id)
         has_text = words.any()

@@ -15,7 +15,7 @@ from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_pa
 from octavo.core.json_schema import subschemas
 from octavo.core.structured import StructuredOutputsParams
 from octavo.structured.grammar import MatcherFailed, Unsupported
-from octavo.structured.schema import refuse_keywords, schema_of
+from octavo.structured.schema import prepared, refuse_keywords, schema_of
 from octavo.structured.structural_tag import Tags, triggered_tags
 from octavo.structured.vocabulary import Vocabulary
 
@@ -128,15 +128,20 @@ class LlguidanceBackend:
             case "grammar":
                 return llguidance.LLMatcher.grammar_from_lark(_as_lark(form.value))
             case _:
-                return llguidance.LLMatcher.grammar_from_lark(self._tags_as_lark(triggered_tags(form.value)))
+                tags = triggered_tags(form.value)
+                return llguidance.LLMatcher.grammar_from_lark(
+                    self._tags_as_lark(tags, form.disable_additional_properties)
+                )
 
-    def _tags_as_lark(self, tags: Tags) -> str:
+    def _tags_as_lark(self, tags: Tags, is_closed: bool) -> str:
         """Free text up to a trigger, then what the tag that begins with it says, then free text again."""
         rules = []
         for i, tag in enumerate(tags.tags):
             trigger = next(text for text in tags.triggers if tag.begin.startswith(text))
-            refuse_keywords(tag.schema, _KEYWORDS)
-            body = f"{self._literal(tag.begin[len(trigger) :])} %json {json.dumps(tag.schema)} {self._literal(tag.end)}"
+            schema = prepared(tag.schema, is_closed)
+            refuse_keywords(schema, _KEYWORDS)
+            _refuse_large_bounds(schema)
+            body = f"{self._literal(tag.begin[len(trigger) :])} %json {json.dumps(schema)} {self._literal(tag.end)}"
             if self._literal(trigger).startswith("<["):
                 rules.append(f"tag_{i}: TEXT {self._literal(trigger)} {body}")
             else:

@@ -88,11 +88,15 @@ def says_nothing(keyword: str, value: Any) -> bool:
 
 
 def schema_of(form: StructuredOutputsParams) -> dict[str, Any]:
-    """The schema of a form of the kind json or json_object, changed as its options say, without what says nothing.
-    Raises ValueError where it is malformed."""
+    """The schema of a form of the kind json or json_object, `prepared`."""
     if form.kind == "json_object":
         return {"type": "object"}
-    schema = form.value
+    return prepared(form.value, form.disable_additional_properties)
+
+
+def prepared(schema: Any, is_closed: bool) -> dict[str, Any]:
+    """A schema without what says nothing; `is_closed`: its objects have no properties that it does not name. Changes
+    the one it is given. Raises ValueError where it is malformed."""
     if schema is True:
         return {}
     if schema is False:
@@ -102,7 +106,7 @@ def schema_of(form: StructuredOutputsParams) -> dict[str, Any]:
             _check_keywords(here, where)
             for keyword in [keyword for keyword in _DROPPED if says_nothing(keyword, here.get(keyword))]:
                 del here[keyword]
-            if form.disable_additional_properties and _describes_objects(here):
+            if is_closed and _describes_objects(here):
                 here.setdefault("additionalProperties", False)
     refuse_endless(schema)
     return schema  # type: ignore[no-any-return]

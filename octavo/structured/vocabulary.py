@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from octavo.config.engine_config import EngineConfig
 from octavo.errors import InvalidRequest
 from octavo.tokenization.byte_steps import byte_steps, bytes_of
@@ -49,6 +51,12 @@ class Vocabulary:
     def num_words(self) -> int:
         """int32 in a row of a mask."""
         return -(-self.size // 32)
+
+    @cached_property
+    def all_words(self) -> np.ndarray:
+        """A row of a mask that allows every token."""
+        flags = np.arange(self.num_words * 32) < self.size
+        return np.packbits(flags, bitorder="little").view(np.int32)
 
     @cached_property
     def text_pieces(self) -> list[bytes]:

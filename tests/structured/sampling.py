@@ -32,7 +32,7 @@ def allowed_ids(matcher: Matcher, vocabulary: Vocabulary) -> list[int]:
 def sample(
     grammar: Grammar, vocabulary: Vocabulary, chance: random.Random, leaning: str = "", max_tokens: int = 400
 ) -> tuple[list[int], bytes] | None:
-    """One output's tokens and bytes; None if it does not come to an end. `leaning` are characters that help it there."""
+    """One output's tokens and bytes; None if it does not end. `leaning` are characters that help it to."""
     matcher = grammar.matcher()
     (end,) = vocabulary.eos_token_ids
     token_ids: list[int] = []

@@ -374,7 +374,7 @@ CALENDAR = {
     ),
     "uri": (lambda text: re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[^\s\"<>\\^`{|}]*", text) is not None, ()),
     "duration": (
-        lambda text: re.fullmatch(r"P(?!$)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(\d+H)?(\d+M)?(\d+TXT)?)?", text) is not None,
+        lambda text: re.fullmatch(r"P(?!$)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(\d+H)?(\d+M)?(\d+S)?)?", text) is not None,
         (),
     ),
 }
