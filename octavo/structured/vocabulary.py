@@ -72,6 +72,10 @@ class Vocabulary:
                 ids.setdefault(piece, []).append(token_id)
         return ids
 
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.ids_of))
+
     def encode(self, data: bytes) -> list[int]:
         """Tokens of text, as the tokenizer has them; by the longest piece first where it cannot tell."""
         try:
@@ -80,9 +84,8 @@ class Vocabulary:
         except UnicodeDecodeError:
             pass
         ids, at = [], 0
-        longest = max(map(len, self.ids_of))
         while at < len(data):
-            for end in range(min(len(data), at + longest), at, -1):
+            for end in range(min(len(data), at + self._longest), at, -1):
                 if found := self.ids_of.get(data[at:end]):
                     ids.append(found[0])
                     at = end
