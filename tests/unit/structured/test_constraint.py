@@ -183,7 +183,13 @@ def test_a_poisonous_grammar_ends_its_own_request(depth: int) -> None:
         submit(engine, f"formed{i}", [i + 1] * 5, 15, structured=form("[a-e]{9}[0-9]"))
     submit(engine, "malformed", [1], 15, structured=form("([a-z"))
     submit(engine, "impossible", [1], 15, structured=StructuredOutputsParams(json={"enum": []}))
-    submit(engine, "unknown", [1], 15, structured=StructuredOutputsParams(json={"not": {}}, source="response_format", backend="guidance"))
+    submit(
+        engine,
+        "unknown",
+        [1],
+        15,
+        structured=StructuredOutputsParams(json={"not": {}}, source="response_format", backend="guidance"),
+    )
     submit(engine, "beyond", [1], 15, structured=form("[XYZ]+"))
     last = ended(engine)
     for name, words in {
