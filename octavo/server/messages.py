@@ -48,7 +48,8 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     state = state_of(request)
     job = await prepare(body, served_model(request), public_id(request, "msg_"))
     if body.stream:
-        return await open_stream(events(job, state), state.options.sse_keep_alive_interval, _error_event)
+        has_form = job.params.structured_outputs is not None
+        return await open_stream(events(job, state), state.options.sse_keep_alive_interval, _error_event, has_form)
     response = await until_disconnect(request, complete(job, state))
     if response is None:
         return Response(status_code=499)

@@ -21,12 +21,13 @@ from octavo.structured.structural_tag import Tags, triggered_tags
 from octavo.structured.vocabulary import Vocabulary
 
 # Lexer states weigh one or two KB each and go with the grammar; fuel is spent at 14 to 50 thousand a millisecond.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "max_lexer_states": 20_000,
     "initial_lexer_fuel": 5_000_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_grammar_size": 500_000,
+    "verbose_errors": False,
 }
 _KEYWORDS = frozenset(
     [
@@ -37,7 +38,7 @@ _KEYWORDS = frozenset(
     ]
 )
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-COMPILE_SECONDS = 10.0
+COMPILE_SECONDS = 5.0
 _TRIED_TOKENS = 32
 _MAX_EXACT = 2**53  # it computes in floating point
 _LIMITS_MET = ("ParserTooComplex", "LexerTooComplex", "InternalError")
@@ -88,7 +89,7 @@ class LlguidanceBackend:
         wrapper = llguidance.TokenizerWrapper(_Tokens(vocabulary))
         self._vocabulary = vocabulary
         self._tokenizer = llguidance.LLTokenizer(wrapper, vocabulary.size, list(vocabulary.eos_token_ids))
-        self._limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(**_LIMITS)
         self._special_texts = [
             (vocabulary.pieces[token_id].decode("utf-8", "replace"), token_id)
             for token_id in sorted(vocabulary.special_ids)
@@ -130,7 +131,7 @@ class LlguidanceBackend:
                 schema = schema_of(form)
                 refuse_keywords(schema, _KEYWORDS)
                 _refuse_large_bounds(schema)
-                options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
+                options: Any = {"lenient": False, "coerce_one_of": False}
                 if form.disable_any_whitespace:
                     options |= {"whitespace_flexible": False}
                 if form.whitespace_pattern is not None:
