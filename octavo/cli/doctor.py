@@ -41,6 +41,7 @@ REQUIRED = (
     "httptools",
     "pyyaml",
     "prometheus-client",
+    "llguidance",
 )
 OPTIONAL = {"transformers": "only tests and comparisons with it are impossible"}
 

@@ -78,14 +78,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": HI, "chat_template_kwargs": {"chat_template": URL}}, "chat_template_kwargs"),
     (CHAT, {"messages": HI, "web_search_options": {"user_location": URL}}, "web_search_options"),
     (CHAT, {"messages": HI, "audio": {"voice": URL}}, "audio"),
-    (CHAT, {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"name": "x",
-     "schema": {"$ref": URL}}}}, "response_format"),
     *((path, {**body, name: value}, name)
       for path, body in ((CHAT, {"messages": HI}), (COMPLETIONS, {"prompt": "hi"}), (RESPONSES, {"input": "hi"}))
       for name, value in (
           ("kv_transfer_params", {"remote_host": URL, "do_remote_prefill": True}), ("ec_transfer_params", {"url": URL}),
           ("mm_processor_kwargs", {"path": URL}), ("media_io_kwargs", {"video": {"path": URL}}),
-          ("structured_outputs", {"json": {"$ref": URL}}), ("guided_json", {"$ref": URL}),
           ("logits_processors", [URL]), ("vllm_xargs", {"path": URL}),
       )),
     (COMPLETIONS, {"prompt": "hi", "prompt_embeds": URL}, "prompt_embeds"),
