@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -77,6 +78,39 @@ def test_who_is_not_waited_for_is_told(tiny_model: Path, flags: tuple[str, ...],
                 rest = [line for line in lines if line]
                 assert '"code":503' in rest[-2] and rest[-1] == "data: [DONE]"
             assert process.wait() == 0 and time.monotonic() - started < 15, process.log
+
+
+def test_a_full_queue_and_a_core_that_dies_as_clients_see_them(tiny_model: Path) -> None:
+    flags = ["--max-num-seqs", "1", "--max-num-queued-reqs", "2", "--root-path", "/behind"]
+    with (
+        serving(tiny_model, *flags, environment={**SLOW, LOAD_SECONDS: "0.5"}, is_light=True) as process,
+        httpx.Client(base_url=process.url, timeout=30) as client,
+        ThreadPoolExecutor(2) as others,
+    ):
+        until_ready(client)
+        for path in ("/v1/models", "/behind/v1/models"):
+            assert client.get(path).status_code == 200
+        with client.stream("POST", "/v1/completions", json=LONG) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            short = {"prompt": "x", "max_tokens": 3, "ignore_eos": True}
+            waiting = [others.submit(httpx.post, f"{process.url}/v1/completions", json=short) for _ in range(2)]
+            while client.get("/load").json()["server_load"] < 3:
+                time.sleep(0.01)
+            asked = time.monotonic()
+            refused = client.post("/v1/completions", json=short)
+            assert refused.status_code == 503 and time.monotonic() - asked < 1
+            assert int(refused.headers["retry-after"]) > 0
+            assert "max_num_queued_reqs" in refused.json()["error"]["message"]
+            (core,) = psutil.Process(process.process.pid).children()
+            core.kill()
+            rest = [line for line in lines if line]
+            assert [line for line in rest if "error" in line] == [rest[-2]] and rest[-1] == "data: [DONE]"
+            assert json.loads(rest[-2][6:])["error"]["code"] == 503
+            status = client.get("/health")
+            assert status.status_code == 503 and status.json() == {"status": "restarting"}
+        assert [answer.result().json()["usage"]["completion_tokens"] for answer in waiting] == [3, 3]
+        assert client.get("/health").json() == {"status": "ready"}
 
 
 def test_a_client_that_leaves_takes_its_request_along(server: Process, http: httpx.Client) -> None:
