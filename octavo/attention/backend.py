@@ -40,6 +40,7 @@ class AttentionCall:
     head_dim: int
     window: int | None = None
     soft_cap: float | None = None
+    sinks: torch.Tensor | None = None  # [N]: logits that take part in every softmax, without values
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.config.checkpoint import Checkpoint
+from octavo.core.structured import AUTO_ORDER
 from octavo.errors import ConfigurationError
 
 
@@ -74,6 +75,16 @@ class MachineConfig:
 
 
 @dataclass(frozen=True)
+class StructuredConfig:
+    """What holds for structured outputs where a request does not say."""
+
+    backends: tuple[str, ...] = AUTO_ORDER  # the first that can honour all of a form makes its grammar
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    enable_in_reasoning: bool = False  # thoughts must have the form too
+
+
+@dataclass(frozen=True)
 class AdmissionConfig:
     """How much may wait in front of the core; what is beyond is refused. None: no limit."""
 
@@ -89,6 +100,7 @@ class EngineConfig:
     text: TextConfig
     machine: MachineConfig
     admission: AdmissionConfig = AdmissionConfig()
+    structured: StructuredConfig = StructuredConfig()
 
 
 def encode_config(config: EngineConfig) -> bytes:

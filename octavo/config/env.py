@@ -64,6 +64,11 @@ def cache_directory() -> Path:
     return Path(own).expanduser() if own else Path(read("XDG_CACHE_HOME")).expanduser() / "octavo"
 
 
+def keep_compiled_kernels() -> None:
+    """FlashAttention-4 keeps what it has compiled between runs only if it is told to, before it is imported."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     """This process's environment for a child process, with `extra` on top."""
     return {**os.environ, **extra}

@@ -92,6 +92,14 @@ class Options:
         {}, "text", "Default sampling values that replace those of the generation config."
     )
 
+    structured_outputs_config: dict[str, Any] = option(
+        {},
+        "text",
+        "How outputs of a set form are made where a request does not say: backend (auto, llguidance, xgrammar, "
+        "outlines, lm-format-enforcer), disable_any_whitespace, disable_additional_properties, and "
+        "enable_in_reasoning, with which thoughts must have that form too.",
+    )
+
     # ---- cache
     gpu_memory_utilization: float | None = option(
         None,

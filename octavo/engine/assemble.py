@@ -14,6 +14,8 @@ from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
 from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
+from octavo.structured.constraint import StructuredOutputs
+from octavo.structured.vocabulary import vocabulary_of
 from octavo.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -45,5 +47,8 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
     caps: list[TokenCap] = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
     if cache.has_states:
         caps.append(StateBorders(cache))
-    scheduler = Scheduler(config.scheduler, cache, caps)
-    return EngineCore(scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed)
+    structured = StructuredOutputs(lambda: vocabulary_of(config), config.structured, config.machine.threads)
+    scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured])
+    return EngineCore(
+        scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed, constraint=structured
+    )

@@ -8,27 +8,42 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import msgspec
+
+from octavo.core.hooks import Constraint
 from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submit
 from octavo.core.params import RequestOutputKind
 from octavo.core.request import Request
 from octavo.engine.recovery import Quarantine
-from octavo.errors import PromptTooLong
+from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
 from octavo.scheduler.scheduler import Planned, Scheduler
 
 logger = logging.getLogger(__name__)
 
+_IDLE_SECONDS = 0.005  # that a step without work waits for a constraint: new requests wait as long
+
 
 class EngineCore:
     """Owned by one thread. `max_total_tokens` is what the model and an empty cache can hold of one request."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, depth: int, max_total_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        depth: int,
+        max_total_tokens: int,
+        seed: int,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.depth = depth
         self.max_total_tokens = max_total_tokens
+        self._constraint = constraint
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
+        self._suspected_before = 0  # steps before this one were planned without regard to who is suspected
         self._random = random.Random(seed)
         self._pending: list[Delta] = []  # ends that no step brought: aborts and failures
         self._started: list[str] = []  # that the next outputs report
@@ -50,26 +65,31 @@ class EngineCore:
         limit = self.max_total_tokens
         if params.max_tokens is not None:
             limit = min(limit, num_prompt + params.max_tokens)
-        self.scheduler.add(
-            Request(
-                submit.request_id,
-                list(submit.prompt_token_ids),
-                params,
-                submit.arrival_time,
-                priority=submit.priority,
-                seed=submit.seed if submit.seed is not None else self._random.getrandbits(63),
-                max_total_tokens=limit,
-                stop_token_ids=frozenset(params.stop_token_ids or ()),
-                eos_token_ids=frozenset() if params.ignore_eos else frozenset(submit.eos_token_ids),
-                cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
-                streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
-            )
+        # an output of a set form ends with it, ignore_eos or not
+        ignores_eos = params.ignore_eos and params.structured_outputs is None
+        request = Request(
+            submit.request_id,
+            list(submit.prompt_token_ids),
+            params,
+            submit.arrival_time,
+            priority=submit.priority,
+            seed=submit.seed if submit.seed is not None else self._random.getrandbits(63),
+            max_total_tokens=limit,
+            stop_token_ids=frozenset(params.stop_token_ids or ()),
+            eos_token_ids=frozenset() if ignores_eos else frozenset(submit.eos_token_ids),
+            cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
+            streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
         )
+        self.scheduler.add(request)
+        if self._constraint is not None:
+            try:
+                self._constraint.add(request)
+            except InvalidRequest:
+                self.scheduler.abort([request.request_id])
+                raise
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        deltas = self.scheduler.abort(request_ids)
-        self._pending += deltas
-        self._quarantine.clear(delta.request_id for delta in deltas)
+        self._pending += self.scheduler.abort(request_ids)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets cached prefixes. False while requests hold blocks."""
@@ -93,6 +113,8 @@ class EngineCore:
         """Ends everything in progress and gives the device's memory back. May be called again."""
         self.abort(list(self.scheduler.requests))
         self._in_flight.clear()
+        if self._constraint is not None:
+            self._constraint.shutdown()
         self.executor.shutdown()
 
     def has_work(self) -> bool:
@@ -104,6 +126,8 @@ class EngineCore:
         started = time.perf_counter()
         scheduling = 0.0
         self.scheduler.is_watched = started < self._watched_until
+        if self._quarantine:
+            self._quarantine.retain(self.scheduler.requests)
         depth = 1 if self._quarantine else self.depth
         while len(self._in_flight) < depth:
             before = time.perf_counter()
@@ -117,11 +141,15 @@ class EngineCore:
             try:
                 handle = self.executor.submit(plan)  # the forward of N + 1 goes out while N runs
                 if not self._in_flight:
-                    handle.finish()  # nothing before it is unknown
+                    self._finish(handle)  # nothing before it is unknown
             except Exception as error:
                 return self._recover([plan.step_id], list(plan.num_scheduled_tokens), error)
             self._in_flight.append(handle)
         if not self._in_flight:
+            if self._constraint:
+                self._refuse()
+                if not self._pending:
+                    self._constraint.wait(_IDLE_SECONDS)
             if self._quarantine and not self._pending:
                 self._unblock_quarantine()
             return self._outputs([], self._idle_stats())
@@ -135,13 +163,13 @@ class EngineCore:
         proven = self._proven(planned, result.failed) if self._quarantine else []
         deltas = self.scheduler.update(handle.plan, result)
         if result.failed:
-            deltas += self._isolate(result.failed)
+            deltas += self._isolate(result.failed, handle.plan.step_id)
         if self._quarantine:
             self._clear_suspects(proven)
         updating = time.perf_counter() - before
         if self._in_flight:
             try:
-                self._in_flight[0].finish()  # N's tokens are known: what N + 1 samples with can be made
+                self._finish(self._in_flight[0])  # N's tokens are known: what N + 1 samples with can be made
             except Exception as error:
                 failed = self._in_flight[0].plan
                 outputs = self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
@@ -169,6 +197,26 @@ class EngineCore:
         )
         self._num_corrupted = 0
         return self._outputs(deltas, stats)
+
+    def _finish(self, handle: StepHandle) -> None:
+        """Lets a step sample, within what constraints allow."""
+        if not self._constraint:
+            handle.finish()
+            return
+        masks = self._constraint.masks(handle.plan)
+        self._refuse()
+        handle.finish(masks)
+
+    def _refuse(self) -> None:
+        """Ends whom the constraint refuses; what is sampled for them in steps in flight is dropped."""
+        assert self._constraint is not None
+        for refusal in self._constraint.refusals():
+            logger.info("request %s ends: %s", refusal.request_id, refusal.error)
+            for delta in self.scheduler.fail(refusal.request_id, refusal.error):
+                self._pending.append(
+                    msgspec.structs.replace(delta, error_type=refusal.error_type, error_field=refusal.field)
+                )
+            self._quarantine.clear([refusal.request_id])
 
     def _idle_stats(self) -> StepStats | None:
         """After ends that no step brought: who is left."""
@@ -202,18 +250,22 @@ class EngineCore:
             self._suspect([suspects])
         return self._outputs(deltas, None)
 
-    def _isolate(self, failed: dict[str, str]) -> list[Delta]:
+    def _isolate(self, failed: dict[str, str], step_id: int) -> list[Delta]:
         """Rows whose results were not finite. Whoever is flagged while running alone is guilty; others may only have
-        read what a guilty one wrote, so each is tried alone on a cache that nobody else has touched."""
+        read what a guilty one wrote, so each is tried alone on a cache that nobody else has touched. A step that was in
+        flight when they came under suspicion says nothing new of them."""
         deltas: list[Delta] = []
         group = self._quarantine.group
+        if step_id < self._suspected_before:
+            failed = {name: reason for name, reason in failed.items() if name not in self._quarantine}
         for request_id, reason in failed.items():
+            self.scheduler.distrust(request_id)
             if group == [request_id]:
                 self._num_corrupted += 1
                 deltas += self._condemn(request_id, reason)
-            else:
-                self.scheduler.distrust(request_id)
-        self._suspect([[request_id] for request_id in failed if request_id in self.scheduler.requests])
+        suspects = [[request_id] for request_id in failed if request_id in self.scheduler.requests]
+        if suspects:
+            self._suspect(suspects)
         return deltas
 
     def _suspect(self, groups: list[list[str]]) -> None:
@@ -223,12 +275,11 @@ class EngineCore:
             for request_id in group:
                 live[request_id].skip_cache_reads = True
         self._quarantine.suspect(groups)
+        self._suspected_before = self.scheduler.next_step_id
 
     def _condemn(self, request_id: str, reason: str) -> list[Delta]:
         logger.warning("request %s ends: %s", request_id, reason)
-        deltas = self.scheduler.fail(request_id, reason)
-        self._quarantine.clear([request_id])
-        return deltas
+        return self.scheduler.fail(request_id, reason)
 
     def _proven(self, planned: Planned, failed: dict[str, str]) -> list[str]:
         """Who gets a sound token from this step."""
@@ -240,8 +291,7 @@ class EngineCore:
         for request_id in proven:
             if request_id in live:
                 live[request_id].skip_cache_reads = False
-        gone = [request_id for request_id in self._quarantine.group or () if request_id not in live]
-        self._quarantine.clear(proven + gone)
+        self._quarantine.clear(proven)
 
     def _unblock_quarantine(self) -> None:
         """The group under suspicion cannot be planned beside the others' blocks: let it have the whole cache."""

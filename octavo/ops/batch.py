@@ -1,84 +1,64 @@
-"""A step's tensors from the row table, in place."""
+"""A step's tensors from the row table, and the table's advance. R rows and T tokens, padding included; G groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from octavo.ops.dispatch import bound
 
 
-@dataclass(slots=True)
-class StepBuffers:
-    """What a step is written to: the same addresses step after step."""
-
-    input_ids: torch.Tensor  # [T] int64
-    positions: torch.Tensor  # [T] int64
-    row_of_token: torch.Tensor  # [T] int64
-    query_start: torch.Tensor  # [R + 1] int32
-    seq_lens: torch.Tensor  # [R] int32
-    rows: torch.Tensor  # [R] int64
-    slots: list[torch.Tensor]  # a group: [T] int64
-    block_tables: list[torch.Tensor]  # a group: [R, B] int32
-
-    @classmethod
-    def allocate(cls, num_tokens: int, num_rows: int, widths: Sequence[int], device: torch.device) -> StepBuffers:
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        return cls(
-            input_ids=zeros(num_tokens),
-            positions=zeros(num_tokens),
-            row_of_token=zeros(num_tokens),
-            query_start=zeros(num_rows + 1, dtype=torch.int32),
-            seq_lens=zeros(num_rows, dtype=torch.int32),
-            rows=zeros(num_rows),
-            slots=[zeros(num_tokens) for _ in widths],
-            block_tables=[zeros(num_rows, width, dtype=torch.int32) for width in widths],
-        )
-
-
 def build_batch(
-    tokens: torch.Tensor,
-    computed: torch.Tensor,
-    block_tables: Sequence[torch.Tensor],
-    rows_R: torch.Tensor,
-    counts_R: torch.Tensor,
-    buffers: StepBuffers,
-    num_tokens: int,
-    padded_tokens: int,
-    padded_rows: int,
+    rows_R: Tensor,
+    counts_R: Tensor,
+    tokens: Tensor,
+    computed: Tensor,
+    block_tables: Sequence[Tensor],
     block_size: int,
-    pad_slot: int,
+    input_ids_T: Tensor,
+    positions_T: Tensor,
+    row_of_token_T: Tensor,
+    query_start: Tensor,
+    seq_lens_R: Tensor,
+    slots: Sequence[Tensor],
+    gathered: Sequence[Tensor],
 ) -> None:
-    """Fills `buffers` with a step in which row `rows[r]` of the table computes its next `counts[r]` tokens, in order of
-    r, and adds these counts to `computed`.
+    """Fills the last seven from the first six, and advances `computed` past the step's tokens.
 
-    tokens [max_rows, N] int32: the rows' tokens; computed [max_rows] int64: how many are in the cache; block_tables, a
-    group each, [max_rows, B] int32: where. rows and counts [R] int64; num_tokens is the sum of counts.
-    Token t of batch row r has position computed + its index in the row, and in each group the slot
-    block_table[row, min(position // block_size, B - 1)] * block_size + position % block_size. Buffers are written up
-    to `padded_tokens` and `padded_rows`: padding has input id 0, position 0, row_of_token `padded_rows`, `pad_slot`;
-    query_start num_tokens, seq_lens 0, rows 0. Of a row's block table only the blocks that hold its tokens are written;
-    of a padded row, none.
+        rows    7  2  9  .          counts (and rows) int32 or int64; padding is count 0, at the end
+        counts  1  3  1  0
+        query_start  0  1  4  5  5      a padded row is empty and has seq_len 0 and block 0
+        tokens       7  2  2  2  9  .  .      a padded token has id and position 0, row R and slot -1
+
+    The table: tokens [M, L] int32, computed [M] int64, block_tables [M, B] int32 of each group. A row's tokens are the
+    `count` after the `computed` first; token at position p has slot block_table[row, p // block_size] * block_size + p
+    % block_size, the column held to the table's width (a state has one place, whatever the position).
+    The step: input_ids [T] int32 or int64, positions and row_of_token (an index into the batch) [T] int64, query_start
+    [R + 1] int32, seq_lens [R] int32, a group's slots [T] int64 and gathered block table [R, columns] int32, of which
+    only the blocks that hold the row's tokens are written (none where it has no columns). T is at least the sum of
+    counts, a row occurs once.
     """
     bound.build_batch(
+        rows_R,
+        counts_R,
         tokens,
         computed,
         block_tables,
-        rows_R,
-        counts_R,
-        buffers,
-        num_tokens,
-        padded_tokens,
-        padded_rows,
         block_size,
-        pad_slot,
+        input_ids_T,
+        positions_T,
+        row_of_token_T,
+        query_start,
+        seq_lens_R,
+        slots,
+        gathered,
     )
 
 
-def append_sampled(tokens: torch.Tensor, length: torch.Tensor, rows_S: torch.Tensor, token_ids_S: torch.Tensor) -> None:
-    """tokens[row, length[row]] = token id, and one more in length, for each of S different rows (int64)."""
-    bound.append_sampled(tokens, length, rows_S, token_ids_S)
+def append_sampled(rows_S: Tensor, token_ids_S: Tensor, tokens: Tensor, length: Tensor) -> None:
+    """tokens[row, length[row]] = id and length[row] += 1 for each row, which occurs once; a row below 0 is padding.
+
+    rows and token_ids int32 or int64; tokens [M, L] int32, length [M] int64, below L where a token comes.
+    """
+    bound.append_sampled(rows_S, token_ids_S, tokens, length)

@@ -15,7 +15,7 @@ import torch
 
 from octavo.attention.backend import GroupStep, StepContext
 from octavo.core.step import StepPlan
-from octavo.ops.batch import StepBuffers, build_batch
+from octavo.ops.batch import build_batch
 from octavo.ops.device import upload_array
 from octavo.runner.row_table import RowTable
 
@@ -191,7 +191,7 @@ class Buckets:
 
     def __init__(self, max_rows: int, max_tokens: int, largest: int = 8192) -> None:
         self.decode = _up_to(max_rows, [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 1025, 32)])
-        self.mixed_tokens = [size for size in _close_sizes(largest) if size <= max_tokens]
+        self.mixed_tokens = _up_to(min(max_tokens, largest), _close_sizes(largest))
         self.mixed_rows = _up_to(max_rows, [16, 64, 256, 1024])
 
     def fit(self, num_tokens: int, num_rows: int) -> tuple[int, int] | None:
@@ -222,62 +222,76 @@ def _close_sizes(largest: int) -> list[int]:
 
 class StaticBatchBuilder:
     """One kernel writes a step into buffers that are made once. Rows of one token come first. Tokens of padding have
-    position 0 and the slot `pad_slot`, rows of padding have no tokens and length 0."""
+    position 0 and a slot below 0, where nothing is written; rows of padding have no tokens and length 0."""
 
-    def __init__(self, table: RowTable, block_size: int, buckets: Buckets, max_tokens: int, pad_slot: int = -1) -> None:
-        self._table, self._block_size, self._buckets, self._pad_slot = table, block_size, buckets, pad_slot
+    def __init__(self, table: RowTable, block_size: int, buckets: Buckets, max_tokens: int) -> None:
+        self._table, self._block_size, self._buckets = table, block_size, buckets
         self._shapes = _Shapes(table, short_first=True)
         max_rows = len(table.computed)
-        widest_rows = max([max_rows, *buckets.decode, *buckets.mixed_rows])
-        widest_tokens = max([max_tokens, widest_rows, *buckets.mixed_tokens])
-        widths = [block_table.shape[1] for block_table in table.block_tables]
-        self._buffers = StepBuffers.allocate(widest_tokens, widest_rows, widths, table.computed.device)
+        device = table.computed.device
+        num_rows = max([max_rows, *buckets.decode, *buckets.mixed_rows])
+        num_tokens = max([max_tokens, num_rows, *buckets.mixed_tokens])
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._input_ids, self._positions, self._row_of_token = (buffer(num_tokens) for _ in range(3))
+        self._query_start = buffer(num_rows + 1, dtype=torch.int32)
+        self._seq_lens = buffer(num_rows, dtype=torch.int32)
+        self._rows = buffer(num_rows)
+        self._slots = [buffer(num_tokens) for _ in table.block_tables]
+        self._block_tables = [buffer(num_rows, one.shape[1], dtype=torch.int32) for one in table.block_tables]
+        self._counts = buffer(num_rows)  # of the step at hand, and padding
         self._query_lens: list[int] = []
 
     def build(self, plan: StepPlan) -> Batch:
-        table, buffers, (shape, is_new) = self._table, self._buffers, self._shapes.of(plan)
+        table, (shape, is_new) = self._table, self._shapes.of(plan)
         num_tokens, num_rows = int(shape.starts_np[-1]), len(shape.rows_host)
         bucket = self._buckets.fit(num_tokens, num_rows)
-        padded_tokens, padded_rows = bucket or (num_tokens, num_rows)
-        padding = [0] * (padded_rows - num_rows)
+        tokens, rows = bucket or (num_tokens, num_rows)
+        padding = [0] * (rows - num_rows)
         if is_new:
             self._query_lens = shape.counts_host + padding
+            self._rows[:num_rows], self._counts[:num_rows] = shape.rows, shape.counts
+            self._rows[num_rows:rows], self._counts[num_rows:rows] = 0, 0
         ends_np = table.computed_host[shape.rows_np] + shape.counts_np
         table.computed_host[shape.rows_np] = ends_np
-        build_batch(
-            table.tokens,
-            table.computed,
-            table.block_tables,
-            shape.rows,
-            shape.counts,
-            buffers,
-            num_tokens,
-            padded_tokens,
-            padded_rows,
-            self._block_size,
-            self._pad_slot,
-        )
-        groups = [
-            GroupStep(block_table[:padded_rows], slots[:padded_tokens])
-            for block_table, slots in zip(buffers.block_tables, buffers.slots, strict=True)
-        ]
         step = StepContext(
-            positions=buffers.positions[:padded_tokens],
-            query_start=buffers.query_start[: padded_rows + 1],
-            seq_lens=buffers.seq_lens[:padded_rows],
+            positions=self._positions[:tokens],
+            query_start=self._query_start[: rows + 1],
+            seq_lens=self._seq_lens[:rows],
             query_lens=self._query_lens,
             max_seq_lens=ends_np.tolist() + padding,
-            groups=groups,
-            rows=buffers.rows[:padded_rows],
+            groups=[
+                GroupStep(block_table[:rows], slots[:tokens])
+                for block_table, slots in zip(self._block_tables, self._slots, strict=True)
+            ],
+            rows=self._rows[:rows],
         )
-        return Batch(
+        batch = Batch(
             shape.request_ids,
             shape.rows_host,
-            buffers.input_ids[:padded_tokens],
-            buffers.row_of_token[:padded_tokens],
+            self._input_ids[:tokens],
+            self._row_of_token[:tokens],
             step,
             shape.sampled_tokens,
             shape.sampled_rows,
             shape.sampled_rows_host,
             bucket,
         )
+        build_batch(
+            step.rows,
+            self._counts[:rows],
+            table.tokens,
+            table.computed,
+            table.block_tables,
+            self._block_size,
+            batch.input_ids,
+            step.positions,
+            batch.row_of_token,
+            step.query_start,
+            step.seq_lens,
+            [group.slots for group in step.groups],
+            [group.block_table for group in step.groups],
+        )
+        return batch

@@ -101,7 +101,7 @@ class RowTable:
 
     def append_sampled(self, rows: torch.Tensor, token_ids: torch.Tensor) -> None:
         """`rows` [S] got one token each."""
-        append_sampled(self.tokens, self.length, rows, token_ids)
+        append_sampled(rows, token_ids, self.tokens, self.length)
 
     def blocks(self, row: int) -> dict[int, list[int]]:
         """The blocks of a row, by group."""

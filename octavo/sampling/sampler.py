@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from octavo.core.params import SamplingParams
+from octavo.core.step import TokenMasks
+from octavo.ops import dispatch
 from octavo.ops import sampling as ops
 from octavo.ops.device import upload
 from octavo.sampling.logprobs import LogprobBlock, group_by_size
 from octavo.sampling.penalties import TokenCounts
 
-# Columns of the parameter tables
+# Rows of the parameter tables, which have a column for each row of the row table
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
 SEED, TOP_K, MIN_TOKENS = range(3)
 
@@ -56,6 +58,10 @@ class Parts:
     logprobs: list[tuple[Part, list[int]]]  # and how many each row asked for
 
     @property
+    def needs_float(self) -> bool:
+        return bool(self.penalised or self.min_tokens or self.logprobs)
+
+    @property
     def changes_logits(self) -> bool:
         return bool(self.penalised or self.min_tokens or (self.random and self.random.idx is None))
 
@@ -63,16 +69,16 @@ class Parts:
 class Sampler:
     """Keeps the parameters of every live row on the device and samples the rows of each step by them.
 
-    Order: raw log-probabilities are set aside; min_tokens masks; penalties; greedy rows take the maximum; random rows:
-    temperature, min_p, top_k, top_p, draw. A draw is a function of (seed, output position), so it does not depend on
-    the batch, on the depth of the pipeline or on preemption. The host's sets only say which code to run. Owned by the
-    runner's thread.
+    Order: raw log-probabilities are set aside; masks of grammars; min_tokens masks; penalties; greedy rows take the
+    maximum; random rows: temperature, min_p, top_k, top_p, draw. A draw is a function of (seed, output position), so it
+    does not depend on the batch, on the depth of the pipeline or on preemption. The host's sets only say which code to
+    run. Owned by the runner's thread.
     """
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
         self.vocab_size, self.device = vocab_size, torch.device(device)
-        self._floats = torch.zeros(max_rows, 6, dtype=torch.float32, device=self.device)
-        self._ints = torch.zeros(max_rows, 3, dtype=torch.int64, device=self.device)
+        self._floats = torch.zeros(6, max_rows, dtype=torch.float32, device=self.device)
+        self._ints = torch.zeros(3, max_rows, dtype=torch.int64, device=self.device)
         self._stop_ids = torch.zeros(max_rows, 0, dtype=torch.int64, device=self.device)  # padded with the row's first
         self._counts = TokenCounts(vocab_size, self.device)
         self._random: set[int] = set()
@@ -112,7 +118,7 @@ class Sampler:
                 self._write_stop_ids(row, held_back)
         self._staged[row] = (
             [
-                min(params.temperature, FLOAT32_MAX),
+                0.0 if params.is_greedy else min(params.temperature, FLOAT32_MAX),
                 params.top_p,
                 params.min_p,
                 min(params.repetition_penalty, FLOAT32_MAX),
@@ -133,15 +139,26 @@ class Sampler:
         if row in self._counts.slot_of_row:
             self._counts.remove(row)
 
-    def sample(self, logits_SV: Tensor, rows: Tensor, rows_host: list[int], output_positions: Tensor) -> SamplerOutput:
-        """One token for each of S rows; `logits_SV` (float32) may be overwritten.
+    def sample(
+        self,
+        logits_SV: Tensor,
+        rows: Tensor,
+        rows_host: list[int],
+        output_positions: Tensor,
+        masks: TokenMasks | None = None,
+    ) -> SamplerOutput:
+        """One token for each of S rows; `logits_SV`, of any floating dtype, may be overwritten.
 
         `rows` (int64 [S], and the same on the host) are the rows' places in the table, `output_positions` (int64 [S])
-        the number of output tokens each has so far.
+        the number of output tokens each has so far. `masks` are of some of the rows.
         """
         self._write_staged()
         parts = self._split(rows_host)
-        raw = self._set_raw_aside(logits_SV, parts)
+        if parts.needs_float or masks is not None or not dispatch.is_specialised("choose_tokens"):
+            logits_SV = logits_SV.float()
+        raw = self._set_raw_aside(logits_SV, parts, masks is not None)
+        if masks is not None:
+            ops.apply_bitmask(logits_SV, upload(masks.places, torch.int64, self.device), self._bits(masks))
         if parts.min_tokens:
             self._hold_stops_back(logits_SV, parts.min_tokens, rows, output_positions)
         if parts.penalised:
@@ -165,16 +182,20 @@ class Sampler:
         if random is None:
             token_ids, greatest = ops.argmax(logits_SV)
             return token_ids, ~torch.isfinite(greatest)
+        if dispatch.is_specialised("choose_tokens"):  # then it is as cheap for all rows as for some
+            floats, ints = self._floats[:, rows], self._ints[:, rows]
+            token_ids, greatest = ops.choose_tokens(
+                logits_SV, floats[TEMPERATURE], ints[TOP_K], floats[TOP_P], floats[MIN_P], ints[SEED], output_positions
+            )
+            return token_ids, ~torch.isfinite(greatest)
         random_rows = random.take(rows)
-        floats, ints = self._floats[random_rows], self._ints[random_rows]
-        scaled = random.take(logits_SV).div_(floats[:, TEMPERATURE, None])
+        floats, ints = self._floats[:, random_rows], self._ints[:, random_rows]
+        scaled = random.take(logits_SV).div_(floats[TEMPERATURE, :, None])
         if parts.truncated:
             those = parts.truncated
-            top_k, top_p, min_p = (
-                those.take(column) for column in (ints[:, TOP_K], floats[:, TOP_P], floats[:, MIN_P])
-            )
+            top_k, top_p, min_p = (those.take(column) for column in (ints[TOP_K], floats[TOP_P], floats[MIN_P]))
             scaled = those.put(scaled, ops.mask_truncated(those.take(scaled), top_k, top_p, min_p))
-        uniform = ops.row_uniform(ints[:, SEED], random.take(output_positions))
+        uniform = ops.row_uniform(ints[SEED], random.take(output_positions))
         drawn, drawn_nan = ops.sample(scaled, uniform), ~torch.isfinite(scaled.amax(-1))
         if random.idx is None:
             return drawn, drawn_nan
@@ -183,19 +204,19 @@ class Sampler:
 
     def _penalise(self, logits_SV: Tensor, parts: Parts, rows: Tensor) -> Tensor:
         assert parts.penalised is not None and parts.slots is not None
-        floats = self._floats[parts.penalised.take(rows)]
+        floats = self._floats[:, parts.penalised.take(rows)]
         penalised = self._counts.penalise(
             parts.penalised.take(logits_SV),
             parts.slots,
-            floats[:, REPETITION],
-            floats[:, FREQUENCY],
-            floats[:, PRESENCE],
+            floats[REPETITION],
+            floats[FREQUENCY],
+            floats[PRESENCE],
         )
         return parts.penalised.put(logits_SV, penalised)
 
     def _hold_stops_back(self, logits_SV: Tensor, part: Part, rows: Tensor, output_positions: Tensor) -> None:
         part_rows = part.take(rows)
-        is_early = part.take(output_positions) < self._ints[part_rows, MIN_TOKENS]
+        is_early = part.take(output_positions) < self._ints[MIN_TOKENS, part_rows]
         stop_ids = self._stop_ids[part_rows]
         masked = part.take(logits_SV)
         held = masked.gather(1, stop_ids).masked_fill(is_early[:, None], -torch.inf)
@@ -203,10 +224,14 @@ class Sampler:
         if part.idx is not None:
             part.put(logits_SV, masked)
 
-    def _set_raw_aside(self, logits_SV: Tensor, parts: Parts) -> list[Tensor]:
+    def _bits(self, masks: TokenMasks) -> Tensor:
+        bits = torch.from_numpy(masks.bits)
+        return bits.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else bits
+
+    def _set_raw_aside(self, logits_SV: Tensor, parts: Parts, has_masks: bool) -> list[Tensor]:
         """The logits of the rows that asked for log-probabilities, as the model gave them."""
         return [
-            logits_SV.clone() if part.idx is None and parts.changes_logits else part.take(logits_SV)
+            logits_SV.clone() if part.idx is None and (has_masks or parts.changes_logits) else part.take(logits_SV)
             for part, _ in parts.logprobs
         ]
 
@@ -243,8 +268,8 @@ class Sampler:
             return
         places = upload(list(self._staged), torch.int64, self.device)
         floats, ints = zip(*self._staged.values(), strict=True)
-        self._floats.index_copy_(0, places, upload(floats, torch.float32, self.device))
-        self._ints.index_copy_(0, places, upload(ints, torch.int64, self.device))
+        self._floats.index_copy_(1, places, upload(floats, torch.float32, self.device).T)
+        self._ints.index_copy_(1, places, upload(ints, torch.int64, self.device).T)
         self._staged.clear()
 
     def _write_stop_ids(self, row: int, ids: list[int]) -> None:

@@ -12,6 +12,7 @@ from octavo.core.outputs import CompletionOutput, RequestOutput
 from octavo.server.output_parser import Event, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallStart
 from octavo.server.prompts import PreparedPrompt
 from octavo.server.state import ServedModel
+from octavo.server.structured import ForcedTools
 
 
 @dataclass
@@ -111,6 +112,7 @@ def new_answer(
     prompt: PreparedPrompt,
     streaming: bool,
     api: str,
+    forced: ForcedTools | None = None,
     **keep: bool,
 ) -> Answer:
     """An answer to `prompt` by one of the APIs, counted if it is searched for calls of `tools`. `keep`: see Answer."""
@@ -118,7 +120,7 @@ def new_answer(
     on_end = None
     if tools and served.tool_parser is not None and recorder is not None:
         on_end = partial(recorder.tool_call_parser, streaming, api)
-    return Answer(served.new_parser(tools, prompt.ends_in_reasoning), on_end=on_end, **keep)
+    return Answer(served.new_parser(tools, prompt.ends_in_reasoning, forced), on_end=on_end, **keep)
 
 
 @dataclass

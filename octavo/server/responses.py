@@ -16,7 +16,7 @@ from fastapi import Query, Request, Response
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.answer import Answer, TokenCounts, new_answer
-from octavo.server.chat import require_tool_calls
+from octavo.server.chat import forced_tools, require_tool_calls
 from octavo.server.errors import ApiError, error_fields, named_as
 from octavo.server.logprobs import TokenNames, chat_logprobs
 from octavo.server.prompts import Conversation, PreparedPrompt, prepare_conversation
@@ -27,6 +27,7 @@ from octavo.server.routing import REFUSALS, STREAMED, make_router
 from octavo.server.sampling import make_params, not_supported, refuse_unsupported
 from octavo.server.sse import answer_whole, named, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, served_model, state_of
+from octavo.server.structured import ForcedTools, after_thinking, form_of
 
 router = make_router("responses")
 
@@ -110,6 +111,7 @@ class ResponseJob:
     prompt: PreparedPrompt
     params: SamplingParams
     tools: list[dict[str, Any]] | None
+    forced: ForcedTools | None
     names: TokenNames
 
     def new_answer(self) -> Answer:
@@ -119,6 +121,7 @@ class ResponseJob:
             self.prompt,
             bool(self.body.stream),
             "responses",
+            forced=self.forced,
             keep_reasoning=self.body.include_reasoning,
             parallel_calls=self.body.parallel_tool_calls is not False,
         )
@@ -159,7 +162,7 @@ class ResponseJob:
             "service_tier": "default",
             "store": body.store is not False,
             "temperature": self.params.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _format(body) or {"type": "text"}},
             "tool_choice": body.tool_choice or "auto",
             "tools": [
                 {
@@ -183,7 +186,8 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
     """Raises InvalidRequest, ApiError."""
     model = served.name_for(body.model)
     _refuse(body)
-    tools = _tools(body, served)
+    forced = _forced_tools(body)
+    tools = _tools(body, served, forced)
     messages = [*await _earlier(body, store), *chat_messages(body.input)]
     if not messages:
         raise InvalidRequest("input must have at least one item, got none", "input")
@@ -194,6 +198,14 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
     prompt = await prepare_conversation(
         served, Conversation([*instructions, *messages], tools=tools, variables=variables)
     )
+    form = form_of(
+        body,
+        format=_format(body),
+        format_field="text.format",
+        tools=tools,
+        forced=forced,
+        tool_parser=served.tool_parser,
+    )
     with named_as(max_tokens="max_output_tokens", logprobs="top_logprobs"):
         params = make_params(
             body,
@@ -202,32 +214,41 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
             max_tokens=body.max_output_tokens,
             logprobs=_num_logprobs(body),
             stream=bool(body.stream or body.background),  # what is made in the background can be followed
-            parser=served.new_parser(tools, False),
+            parser=served.new_parser(tools, False, forced),
+            form=after_thinking(form, served, prompt.ends_in_reasoning),
         )
     names = TokenNames(served.engine.outputs.token_text, served.options.return_tokens_as_token_ids)
     response_id = f"resp_{body.request_id[:256] if body.request_id else secrets.token_hex(16)}"
     if body.request_id and await store.find(response_id) is not None:
         raise InvalidRequest(f"request_id: a response {response_id!r} is kept already", "request_id")
-    return ResponseJob(response_id, model, body, served, messages, prompt, params, tools, names)
+    return ResponseJob(response_id, model, body, served, messages, prompt, params, tools, forced, names)
 
 
 def _refuse(body: ResponsesRequest) -> None:
     refuse_unsupported(body)
-    form = body.text.format if body.text is not None else None
-    if form is not None and form.type != "text":
-        raise not_supported("text.format", f", except of type text: got {form.type!r}")
     if body.truncation == "auto":
         raise not_supported("truncation", ", except disabled: got 'auto'")
-    if body.tool_choice not in (None, "auto", "none"):
-        shown = body.tool_choice if isinstance(body.tool_choice, str) else "a tool"
-        raise not_supported("tool_choice", f", except none and auto: got {shown!r}")
     if (body.model_extra or {}).get("prompt") is not None:
         raise not_supported("prompt", " (a stored prompt's id)")
     if body.background and body.store is False:
         raise InvalidRequest("background needs store to be true: the response is fetched later", "background")
 
 
-def _tools(body: ResponsesRequest, served: ServedModel) -> list[dict[str, Any]] | None:
+def _format(body: ResponsesRequest) -> dict[str, Any] | None:
+    format = None if body.text is None else body.text.format
+    return None if format is None else format.model_dump(exclude_unset=True) | {"type": format.type}
+
+
+def _forced_tools(body: ResponsesRequest) -> ForcedTools | None:
+    choice = body.tool_choice
+    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
+        choice = {"type": "function", "function": {"name": choice["name"]}}
+    elif isinstance(choice, dict) and choice.get("type") != "allowed_tools":
+        raise InvalidParameter("tool_choice", choice, 'none, auto, required or {"type": "function", "name": ...}')
+    return forced_tools(choice, body.parallel_tool_calls)
+
+
+def _tools(body: ResponsesRequest, served: ServedModel, forced: ForcedTools | None) -> list[dict[str, Any]] | None:
     if not body.tools or body.tool_choice == "none":
         return None
     tools = []
@@ -241,8 +262,11 @@ def _tools(body: ResponsesRequest, served: ServedModel) -> list[dict[str, Any]] 
         function: dict[str, Any] = {"name": tool.name, "parameters": tool.parameters or {"type": "object"}}
         if tool.description is not None:
             function["description"] = tool.description
+        if tool.strict:
+            function["strict"] = True
         tools.append({"type": "function", "function": function})
-    require_tool_calls(served)
+    if forced is None:
+        require_tool_calls(served)
     return tools
 
 

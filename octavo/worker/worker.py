@@ -8,7 +8,6 @@ import time
 import torch
 
 from octavo.cache.groups import CacheGroup, SlabPlan, group_layers, plan_slabs
-from octavo.cache.retention import KeepLatest
 from octavo.config.engine_config import EngineConfig
 from octavo.ops.device import recover
 from octavo.platforms.platform import Platform
@@ -17,6 +16,7 @@ from octavo.runner.model_runner import ModelRunner
 from octavo.runner.row_table import RowTable
 from octavo.sampling.sampler import Sampler
 from octavo.worker.assemble import build_extensions, build_model, build_steps
+from octavo.worker.explain import explain_groups
 from octavo.worker.memory import MemoryPlan, plan_memory
 from octavo.worker.paged_cache import PagedCache
 from octavo.worker.step_memory import measure_step
@@ -64,22 +64,8 @@ class Worker:
             self.groups[0].tokens,
             self.memory.why,
         )
-        self._explain_states()
-
-    def _explain_states(self) -> None:
-        """What keeping recurrent states costs, and where they are kept."""
-        for group in self.groups:
-            if isinstance(group.retention, KeepLatest):
-                logger.info(
-                    "recurrent state of %d layers: %.2f MiB a request and a checkpoint; kept at the end of every "
-                    "prompt, at the last border of %d tokens passed in decoding, where prompts branch, and every %d "
-                    "tokens of a prompt (at most %d times); the least recently used go first",
-                    len(group.layers),
-                    group.block_bytes / (1 << 20),
-                    group.tokens,
-                    group.retention.checkpoint_every * group.tokens,
-                    group.retention.max_checkpoints,
-                )
+        for reason in explain_groups(self.groups, self.memory.num_slabs, self.slabs, max_rows):
+            logger.info("%s: %s; %s", reason.option, reason.value, reason.why)
 
     def recover(self) -> None:
         """After a failed step: rows are forgotten, memory that nobody uses is given back. Raises what the device raises

@@ -9,6 +9,16 @@ from octavo.ops.torch.cache import write_kv
 from octavo.ops.torch.linear import linear
 from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.torch.rope import rope_and_write
+from octavo.ops.torch.sampling import (
+    apply_bitmask,
+    apply_penalties,
+    argmax,
+    choose_tokens,
+    gather_logprobs,
+    mask_truncated,
+    row_uniform,
+    sample,
+)
 from octavo.ops.torch.ssm import causal_conv1d, selective_scan, ssd
 
 OPS = {
@@ -16,15 +26,23 @@ OPS = {
     for function in (
         add_rms_norm,
         append_sampled,
+        apply_bitmask,
+        apply_penalties,
+        argmax,
         build_batch,
         causal_conv1d,
+        choose_tokens,
         gated_rms_norm,
+        gather_logprobs,
         gelu_and_mul,
         gelu_tanh_and_mul,
         linear,
+        mask_truncated,
         paged_attention,
         rms_norm,
         rope_and_write,
+        row_uniform,
+        sample,
         selective_scan,
         silu_and_mul,
         ssd,

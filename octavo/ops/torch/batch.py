@@ -1,55 +1,60 @@
-"""The specification of `octavo.ops.batch`."""
+"""A step's tensors in torch. Sizes depend on values: waits for the device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def build_batch(
-    tokens: torch.Tensor,
-    computed: torch.Tensor,
-    block_tables: Sequence[torch.Tensor],
-    rows_R: torch.Tensor,
-    counts_R: torch.Tensor,
-    buffers: Any,
-    num_tokens: int,
-    padded_tokens: int,
-    padded_rows: int,
+    rows_R: Tensor,
+    counts_R: Tensor,
+    tokens: Tensor,
+    computed: Tensor,
+    block_tables: Sequence[Tensor],
     block_size: int,
-    pad_slot: int,
+    input_ids_T: Tensor,
+    positions_T: Tensor,
+    row_of_token_T: Tensor,
+    query_start: Tensor,
+    seq_lens_R: Tensor,
+    slots: Sequence[Tensor],
+    gathered: Sequence[Tensor],
 ) -> None:
-    num_rows = len(rows_R)
-    start = computed[rows_R]
-    ends = counts_R.cumsum(0)
-    buffers.query_start[0] = 0
-    buffers.query_start[1 : num_rows + 1] = ends
-    buffers.query_start[num_rows + 1 : padded_rows + 1] = num_tokens
-    seq_lens = start + counts_R
-    buffers.seq_lens[:num_rows] = seq_lens
-    buffers.seq_lens[num_rows:padded_rows] = 0
-    buffers.rows[:num_rows] = rows_R
-    buffers.rows[num_rows:padded_rows] = 0
-    row_of_token = torch.repeat_interleave(counts_R, output_size=num_tokens)
-    table_row = rows_R[row_of_token]
-    first = start - (ends - counts_R)
-    positions = torch.arange(num_tokens, device=tokens.device) + first[row_of_token]
-    buffers.row_of_token[:num_tokens] = row_of_token
-    buffers.row_of_token[num_tokens:padded_tokens] = padded_rows
-    buffers.positions[:num_tokens] = positions
-    buffers.positions[num_tokens:padded_tokens] = 0
-    buffers.input_ids[:num_tokens] = tokens[table_row, positions]
-    buffers.input_ids[num_tokens:padded_tokens] = 0
-    for table, slots, out in zip(block_tables, buffers.slots, buffers.block_tables, strict=True):
-        column = (positions // block_size).clamp(max=table.shape[1] - 1)
-        slots[:num_tokens] = table[table_row, column].long() * block_size + positions % block_size
-        slots[num_tokens:padded_tokens] = pad_slot
-        out[:num_rows] = table[rows_R]
-    computed[rows_R] = seq_lens
+    counts = counts_R.long()
+    num_rows, num_tokens = int((counts > 0).sum()), int(counts.sum())
+    rows, counts = rows_R[:num_rows].long(), counts[:num_rows]
+    query_start[0] = 0
+    query_start[1:] = counts_R.cumsum(0)
+    row_of_token = torch.repeat_interleave(counts, output_size=num_tokens)
+    inside = torch.arange(num_tokens, device=counts.device) - query_start[:-1][row_of_token]
+    token_rows = rows[row_of_token]
+    positions = computed[token_rows] + inside
+    seq_lens = computed[rows] + counts
+    computed[rows] = seq_lens
+    for buffer, values in (
+        (seq_lens_R, seq_lens),
+        (positions_T, positions),
+        (input_ids_T, tokens[token_rows, positions]),
+    ):
+        buffer[: len(values)] = values
+        buffer[len(values) :] = 0
+    row_of_token_T[:num_tokens] = row_of_token
+    row_of_token_T[num_tokens:] = len(rows_R)
+    for block_table, slots_T, gathered_RB in zip(block_tables, slots, gathered, strict=True):
+        column = (positions // block_size).clamp(max=block_table.shape[1] - 1)
+        slots_T[:num_tokens] = block_table[token_rows, column].long() * block_size + positions % block_size
+        slots_T[num_tokens:] = -1
+        for place, length in enumerate(seq_lens.tolist()):
+            num_blocks = min(-(-length // block_size), gathered_RB.shape[1], block_table.shape[1])
+            gathered_RB[place, :num_blocks] = block_table[rows[place], :num_blocks]
+        gathered_RB[num_rows:, :1] = 0
 
 
-def append_sampled(tokens: torch.Tensor, length: torch.Tensor, rows_S: torch.Tensor, token_ids_S: torch.Tensor) -> None:
-    tokens[rows_S, length[rows_S]] = token_ids_S.to(torch.int32)
-    length[rows_S] += 1
+def append_sampled(rows_S: Tensor, token_ids_S: Tensor, tokens: Tensor, length: Tensor) -> None:
+    is_real = rows_S >= 0
+    rows, token_ids = rows_S[is_real].long(), token_ids_S[is_real]
+    tokens[rows, length[rows]] = token_ids.to(tokens.dtype)
+    length[rows] += 1

@@ -20,14 +20,30 @@ def apply_penalties(
     repetition_S: Tensor,
     frequency_S: Tensor,
     presence_S: Tensor,
+    slots_S: Tensor | None = None,
 ) -> Tensor:
     """Only at the tokens that were seen, few of the vocabulary. Data-dependent: waits for the device."""
+    if slots_S is not None:
+        prompt_mask_SV, output_counts_SV = prompt_mask_SV[slots_S], output_counts_SV[slots_S]
     rows_M, token_ids_M = (prompt_mask_SV | output_counts_SV.bool()).nonzero(as_tuple=True)
     seen_M, counts_M = logits_SV[rows_M, token_ids_M], output_counts_SV[rows_M, token_ids_M]
     repetition_M = repetition_S[rows_M]
     seen_M = torch.where(seen_M > 0, seen_M / repetition_M, seen_M * repetition_M)
     seen_M = seen_M - frequency_S[rows_M] * counts_M - presence_S[rows_M] * (counts_M > 0)
     return logits_SV.index_put((rows_M, token_ids_M), seen_M)
+
+
+def apply_bitmask(logits_SV: Tensor, rows_K: Tensor, bits_KW: Tensor) -> None:
+    """A byte of the mask at a time, by a table of the 256 bytes there are."""
+    num_rows, vocab_size = rows_K.shape[0], logits_SV.shape[1]
+    values = torch.arange(256, dtype=torch.uint8, device=bits_KW.device)
+    places = torch.arange(8, dtype=torch.uint8, device=bits_KW.device)
+    is_out = (values[:, None] >> places) & 1 == 0
+    out_KV = is_out.index_select(0, bits_KW.view(torch.uint8).flatten().int()).view(num_rows, -1)[:, :vocab_size]
+    if num_rows == logits_SV.shape[0]:
+        logits_SV.masked_fill_(out_KV, -torch.inf)
+    else:
+        logits_SV.index_copy_(0, rows_K, logits_SV[rows_K].masked_fill_(out_KV, -torch.inf))
 
 
 def argmax(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +74,22 @@ def _invert(weights_SN: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
     weight_S1 = weights_SN.gather(1, index_S1).double()
     share_S1 = 1.0 - (ends_SN.gather(1, index_S1) - target_S1) / weight_S1
     return index_S1[:, 0], share_S1[:, 0].clamp(0.0, 1.0 - 2.0**-53)
+
+
+def choose_tokens(
+    logits_SV: Tensor,
+    temperature_S: Tensor,
+    top_k_S: Tensor,
+    top_p_S: Tensor,
+    min_p_S: Tensor,
+    seeds_S: Tensor,
+    positions_S: Tensor,
+) -> tuple[Tensor, Tensor]:
+    is_greedy_S = temperature_S == 0
+    scaled_SV = logits_SV.float() / torch.where(is_greedy_S, 1.0, temperature_S)[:, None]
+    token_ids_S, greatest_S = argmax(scaled_SV)
+    kept_SV = mask_truncated(scaled_SV, top_k_S, top_p_S, min_p_S)
+    return torch.where(is_greedy_S, token_ids_S, sample(kept_SV, row_uniform(seeds_S, positions_S))), greatest_S
 
 
 def row_uniform(seeds_S: Tensor, positions_S: Tensor) -> Tensor:

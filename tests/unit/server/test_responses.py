@@ -177,7 +177,8 @@ class _Always(dict[str, int]):
     ("body", "param"),
     [
         ({"input": []}, "input"),
-        ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format"),
+        ({"input": "a", "text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"input": "a", "text": {"format": {"type": "yaml"}}}, "text.format.type"),
         ({"input": "a", "truncation": "auto"}, "truncation"),
         ({"input": "a", "tool_choice": "required"}, "tool_choice"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0]"),
