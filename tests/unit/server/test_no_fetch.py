@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 
 from octavo.config.serve_options import make_serve_options
+from octavo.core.structured import AUTO_ORDER, StructuredOutputsParams
+from octavo.errors import InvalidRequest
 from octavo.server.app import make_app
 from octavo.server.state import ServerState
+from octavo.structured.compile import Compiler
 from tests.unit.server.scripted_server import run, scripted_server
+from tests.unit.structured.small import small_vocabulary
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT, TOKENIZE = "/v1/messages", "/v1/messages/count_tokens", "/tokenize"
@@ -176,6 +180,21 @@ def test_elsewhere_a_place_is_only_text(trap: socket.socket, tmp_path: Path) -> 
                 assert CANARY not in tokenizer.decode(submit.prompt_token_ids, skip_special_tokens=False)
 
     run(work)
+    assert not select.select([trap], [], [], 0)[0], "a URL was followed"
+
+
+@pytest.mark.parametrize("backend", AUTO_ORDER)
+def test_no_schema_is_fetched(trap: socket.socket, tmp_path: Path, backend: str) -> None:
+    """A form that refers to another place is refused by the compiler, where it would be read."""
+    compiler = Compiler(small_vocabulary)
+    try:
+        for url in places(trap, tmp_path):
+            for schema in ({"$ref": url}, {"type": "object", "properties": {"a": {"$ref": f"{url}#/x"}}},
+                           {"$schema": url, "$ref": "other.json", "$id": url}):  # fmt: skip
+                failure = compiler.compile(StructuredOutputsParams(json=schema), [backend]).exception(20)
+                assert isinstance(failure, InvalidRequest), (schema, failure)
+    finally:
+        compiler.shutdown()
     assert not select.select([trap], [], [], 0)[0], "a URL was followed"
 
 
