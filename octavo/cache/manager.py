@@ -462,6 +462,8 @@ class CacheManager:
                     self.index.annotate(block, KIND, reason)
                     self._supersede(group, request.block_hashes[: held.resumed_at])
                 self.pool.release(blocks, held.rank)
+        elif missing:
+            self.reuse.note_evicted(block_hash, self.pool.now)
         self.index.disclaim([block_hash], request.request_id)
 
     def _roll(self, held: Held, border: int) -> None:

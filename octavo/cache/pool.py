@@ -133,6 +133,11 @@ class BlockPool:
         """When that kept block became free that is next to go, by the pool's clock; the latest of all groups."""
         return max((block.free_since for free in self._free if (block := free.ranks[KEPT].first)), default=self._clock)
 
+    @property
+    def now(self) -> int:
+        """The time that `free_since` is measured in."""
+        return self._clock
+
     def next_rank(self, group: int) -> int:
         """The rank of the block that `take` would give to `group` next."""
         first, slab = self._free[group].first, self._oldest_of_others(group)
