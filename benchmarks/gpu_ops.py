@@ -496,6 +496,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="groups, separated by commas: norm, activation, rope, batch, sampling")
     parser.add_argument("--linear", action="store_true", help="products of few rows instead")
+    parser.add_argument("--rows", default="1,2,4,8,16,32,64", help="of the products")
     parser.add_argument("--check", action="store_true", help="without a GPU: small shapes, no times")
     parser.add_argument("--bandwidth", type=float, help="bytes per second of the card, for floors")
     parser.add_argument("--budget", type=float, default=300, help="seconds after which no other case begins")
@@ -518,7 +519,7 @@ def main() -> int:
     torch.manual_seed(0)
     if options.linear:
         assert bandwidth is not None, "--linear needs a GPU"
-        rows, table = compare_products(bandwidth, (1, 2, 4, 8, 16, 32, 64))
+        rows, table = compare_products(bandwidth, tuple(map(int, options.rows.split(","))))
     else:
         cases = Cases(device, options.check)
         for group in (options.only or "norm,activation,rope,batch,sampling").split(","):

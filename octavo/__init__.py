@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncEngine", "RequestOutput", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncEngine": "octavo.engine.async_engine",
     "RequestOutput": "octavo.core.outputs",
     "SamplingParams": "octavo.core.params",
+    "StructuredOutputsParams": "octavo.core.structured",
 }
 
 if TYPE_CHECKING:
     from octavo.core.outputs import RequestOutput
     from octavo.core.params import SamplingParams
+    from octavo.core.structured import StructuredOutputsParams
     from octavo.engine.async_engine import AsyncEngine
     from octavo.llm import LLM
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from octavo.cache.block import EMPTY
 from octavo.cache.groups import CacheGroup, plan_slabs
+from octavo.cache.lives import BlockLives
 from octavo.cache.manager import CacheManager
 from octavo.cache.retention import KeepAll, KeepLatest, Retention
 from octavo.cache.spec import PageLayout, PagePart
@@ -18,18 +21,25 @@ from octavo.config.engine_config import SchedulerConfig
 from octavo.core.hooks import TokenCap
 from octavo.core.messages import Submit
 from octavo.core.params import RequestOutputKind, SamplingParams
-from octavo.core.step import StepPlan, StepResult
+from octavo.core.step import StepPlan, StepResult, TokenMasks
 from octavo.engine.engine_core import EngineCore
 from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
+from octavo.structured.constraint import StructuredOutputs
 
 VOCABULARY = 50
 END = 0  # the end-of-sequence id
 
 
-def next_token(prefix: Sequence[int]) -> int:
+def next_token(prefix: Sequence[int], allowed: Sequence[int] | None = None) -> int:
     digest = hashlib.blake2b(repr(tuple(prefix)).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") % VOCABULARY
+    number = int.from_bytes(digest, "little")
+    return number % VOCABULARY if allowed is None else allowed[number % len(allowed)]
+
+
+def allowed_tokens(words: np.ndarray) -> list[int]:
+    """The tokens of one row of a mask."""
+    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
 
 
 def expected_output(prompt: Sequence[int], max_tokens: int, max_total: int = 1 << 30) -> list[int]:
@@ -46,11 +56,17 @@ class SimulatedStep:
         self.plan = plan
         self.device = device
         self.finished = False
-        self.result = device.run(plan)
+        self.result = StepResult(plan.step_id, [], failed=device.run(plan))
+        if not device.samples_late:
+            self.result.token_ids = device.sample(plan, {})
 
-    def finish(self) -> None:
+    def finish(self, masks: TokenMasks | None = None) -> None:
         assert not self.finished
         self.finished = True
+        if self.device.samples_late:
+            self.device.masks.append(masks)
+            allowed = {} if masks is None else dict(zip(masks.places, map(allowed_tokens, masks.bits), strict=True))
+            self.result.token_ids = self.device.sample(self.plan, allowed)
 
     def wait(self) -> StepResult:
         assert self.finished, "waited for a step that was never allowed to sample"
@@ -80,6 +96,8 @@ class SimulatedDevice:
         self.rows: dict[str, Row] = {}
         self.computed_tokens: list[int] = []  # by step
         self.plans: list[StepPlan] = []
+        self.samples_late = False  # at `finish`, when masks come: then at most two steps can be in flight
+        self.masks: list[TokenMasks | None] = []  # by step, where it samples late
         self.violations: list[str] = []
 
     def submit(self, plan: StepPlan) -> SimulatedStep:
@@ -95,7 +113,8 @@ class SimulatedDevice:
     def shutdown(self) -> None:
         self.rows.clear()
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan) -> dict[str, str]:
+        """The forward. Returns the rows that failed."""
         for request_id in plan.removed:
             self.rows.pop(request_id, None)
         for new in plan.new_rows:
@@ -124,13 +143,17 @@ class SimulatedDevice:
             if poisoned or self.nan_on(row.token_ids[: row.num_computed + count]):
                 failed[request_id] = "not finite"
             row.num_computed += count
+        return failed
+
+    def sample(self, plan: StepPlan, allowed: dict[int, list[int]]) -> list[int]:
+        """`allowed`: by place in the plan's sampled rows, for those that may not get any token."""
         sampled = []
-        for request_id in plan.sampled:
+        for place, request_id in enumerate(plan.sampled):
             row = self.rows[request_id]
             assert row.num_computed == len(row.token_ids), "sampled a row that is not caught up"
-            sampled.append(next_token(row.token_ids))
+            sampled.append(next_token(row.token_ids, allowed.get(place)))
             row.token_ids.append(sampled[-1])
-        return StepResult(plan.step_id, sampled, failed=failed)
+        return sampled
 
     def _slot(self, row: Row, group: int, position: int) -> int:
         block = row.tables[group][position // self.block_size]
@@ -203,18 +226,23 @@ def make_engine(
     max_model_len: int = 1000,
     chunked: bool = True,
     reserve_full_prompt: bool = True,
+    lives: BlockLives | None = None,
+    structured: StructuredOutputs | None = None,
     **device_options: Callable[[list[int]], bool],
 ) -> EngineCore:
     groups = make_groups(pages, block_size)
     slabs = plan_slabs(tuple(group.block_bytes for group in groups))
     config = SchedulerConfig(budget, max_rows, max_model_len, policy, chunked, 0, reserve_full_prompt, 0.0, depth)  # type: ignore[arg-type]
-    cache = CacheManager(groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching)
+    cache = CacheManager(
+        groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching, lives=lives
+    )
     caps: list[TokenCap] = [LongPrefill(0), FairShare(block_size)]
     if cache.has_states:
         caps.append(StateBorders(cache))
-    scheduler = Scheduler(config, cache, caps)
+    scheduler = Scheduler(config, cache, caps, () if structured is None else [structured])
     device = SimulatedDevice([retention for _, retention in pages], block_size, max_rows, **device_options)
-    return EngineCore(scheduler, device, depth, cache.max_tokens(max_model_len), seed=0)
+    device.samples_late = structured is not None
+    return EngineCore(scheduler, device, depth, cache.max_tokens(max_model_len), seed=0, constraint=structured)
 
 
 def submit(
@@ -226,7 +254,8 @@ def submit(
     **fields: object,
 ) -> None:
     kind = RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY
-    params = SamplingParams(max_tokens=max_tokens, output_kind=kind)
+    structured = fields.pop("structured", None)
+    params = SamplingParams(max_tokens=max_tokens, output_kind=kind, structured_outputs=structured)  # type: ignore[arg-type]
     engine.add(Submit(request_id, list(prompt), params, 0.0, eos_token_ids=[END], **fields))  # type: ignore[arg-type]
 
 

@@ -13,11 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found]
 
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 from octavo.attention.triton_paged import PagedPlan, TritonPaged
+from octavo.config.env import keep_compiled_kernels
 from octavo.ops.triton.attention_rows import LongRows, gather_long_rows
+
+keep_compiled_kernels()
+from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found] # noqa: E402
 
 DTYPES = ("bfloat16", "float16")
 CAPABILITIES = (9, 10)  # the major number

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from octavo.cache.block import KEPT, NEW, SUPERSEDED, Block
 from octavo.cache.groups import CacheGroup
+from octavo.cache.lives import BlockLives
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
 from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepLatest
 from octavo.cache.reuse import ReuseHistory
 from octavo.cache.tables import PagedTable, StateTable
+from octavo.core.messages import BlockLife
 from octavo.core.request import Request
 from octavo.core.step import BlockIds
 
@@ -77,6 +79,7 @@ class CacheManager:
         enable_prefix_caching: bool = True,
         hash_algorithm: str = "sha256",
         watermark: float = 0.0,
+        lives: BlockLives | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.block_size = groups[0].tokens
@@ -86,6 +89,7 @@ class CacheManager:
         self.index = PrefixIndex(len(groups))
         self.reuse = ReuseHistory()
         self.pool = BlockPool(num_slabs, blocks_per_slab, self._evicted)
+        self.pool.lives = self._lives = lives
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
         self._states = [g for g, group in enumerate(groups) if isinstance(group.retention, KeepLatest)]
@@ -109,6 +113,10 @@ class CacheManager:
     @property
     def has_states(self) -> bool:
         return bool(self._states)
+
+    def take_lives(self) -> list[BlockLife] | None:
+        """Of blocks in the sample: the lives that have ended since the last call."""
+        return None if self._lives is None else self._lives.take()
 
     def max_tokens(self, limit: int) -> int:
         """The longest request, up to `limit` tokens, that an empty cache can hold."""
@@ -294,6 +302,8 @@ class CacheManager:
         elif block.rank == KEPT:
             self.reuse.note_evicted(block.hash, 0)  # as the least recently used of all
         self.index.remove(block)
+        if self._lives is not None:
+            self._lives.evicted(block)
 
     def _restore(self, group: int, table: StateTable, found: list[Block]) -> None:
         """The state becomes that of the checkpoint at the end of `found`, which was touched and is let go."""

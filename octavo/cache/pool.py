@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from octavo.cache.block import EMPTY, KEPT, NEW, SUPERSEDED, Block, FreeBlocks, Slab
+from octavo.cache.lives import BlockLives
 
 
 class BlockPool:
@@ -25,6 +26,7 @@ class BlockPool:
         self.blocks_per_slab = tuple(blocks_per_slab)
         self.num_slabs = num_slabs - 1
         self._on_evict = on_evict
+        self.lives: BlockLives | None = None  # hears of blocks that are taken and touched
         self._slabs = [Slab(slab_id) for slab_id in range(num_slabs)]
         self._free = [FreeBlocks() for _ in blocks_per_slab]
         self._unowned: list[Slab] = self._slabs[:0:-1]  # a stack; the lowest comes first
@@ -84,6 +86,8 @@ class BlockPool:
                 block = self._choose(group, left)
                 self._evict(block)
                 self._reference(block)
+                if self.lives is not None:
+                    self.lives.taken(block)
                 taken[group].append(block)
                 left[group] -= 1
         return taken
@@ -93,6 +97,8 @@ class BlockPool:
         for block in blocks:
             self._reference(block)
             block.uses += 1
+            if self.lives is not None:
+                self.lives.touched(block)
 
     def release(self, blocks: Iterable[Block], rank: int = KEPT) -> None:
         """One reference less for each. Blocks that become free are reused in this order: those that nobody could find

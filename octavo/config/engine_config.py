@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.config.checkpoint import Checkpoint
+from octavo.core.structured import AUTO_ORDER
 from octavo.errors import ConfigurationError
 
 
@@ -70,6 +71,17 @@ class MachineConfig:
     log_stats: bool
     metrics_prefix: str = "octavo"
     otlp_traces_endpoint: str | None = None
+    block_lives_sample: float = 0.0  # share of cache blocks whose lives are measured
+
+
+@dataclass(frozen=True)
+class StructuredConfig:
+    """What holds for structured outputs where a request does not say."""
+
+    backends: tuple[str, ...] = AUTO_ORDER  # the first that can honour all of a form makes its grammar
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    enable_in_reasoning: bool = False  # thoughts must have the form too
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class EngineConfig:
     text: TextConfig
     machine: MachineConfig
     admission: AdmissionConfig = AdmissionConfig()
+    structured: StructuredConfig = StructuredConfig()
 
 
 def encode_config(config: EngineConfig) -> bytes:

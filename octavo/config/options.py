@@ -92,6 +92,14 @@ class Options:
         {}, "text", "Default sampling values that replace those of the generation config."
     )
 
+    structured_outputs_config: dict[str, Any] = option(
+        {},
+        "text",
+        "How outputs of a set form are made where a request does not say: backend (auto, llguidance, xgrammar, "
+        "outlines, lm-format-enforcer), disable_any_whitespace, disable_additional_properties, and "
+        "enable_in_reasoning, with which thoughts must have that form too.",
+    )
+
     # ---- cache
     gpu_memory_utilization: float | None = option(
         None,
@@ -174,6 +182,12 @@ class Options:
     )
     metrics_prefix: Literal["octavo", "vllm"] = option(
         "octavo", "machine", "What names of metrics begin with. vllm: as dashboards made for vLLM expect them."
+    )
+    kv_cache_metrics: bool = option(
+        False, "machine", "Measure how long cached blocks live, lie idle and wait to be found again, in a sample."
+    )
+    kv_cache_metrics_sample: float = option(
+        0.01, "machine", "Share of cache blocks in that sample.", low=0.0001, high=1.0
     )
     otlp_traces_endpoint: str | None = option(
         None,

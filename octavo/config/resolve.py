@@ -3,7 +3,7 @@ asks no machine and logs nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from octavo.config.engine_config import (
@@ -13,10 +13,12 @@ from octavo.config.engine_config import (
     MachineConfig,
     ModelConfig,
     SchedulerConfig,
+    StructuredConfig,
     TextConfig,
 )
 from octavo.config.options import Options, option_rows
 from octavo.core.facts import ModelFacts, PlatformFacts
+from octavo.core.structured import AUTO_ORDER, BACKENDS, canonical_backend
 from octavo.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
         text=choice.text(checkpoint),
         machine=choice.machine(),
         admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
+        structured=choice.structured(),
     )
     return Resolved(config, choice.in_order())
 
@@ -235,7 +238,26 @@ class _Choice:
             not options.disable_log_stats,
             options.metrics_prefix,
             options.otlp_traces_endpoint,
+            options.kv_cache_metrics_sample if options.kv_cache_metrics and not options.disable_log_stats else 0.0,
         )
+
+    def structured(self) -> StructuredConfig:
+        name, given = "structured_outputs_config", dict(self.options.structured_outputs_config)
+        backend = given.pop("backend", "auto")
+        switches = {field.name for field in fields(StructuredConfig)} - {"backends"}
+        for entry, value in given.items():
+            if entry not in switches:
+                raise ConfigurationError(
+                    f"{name} has no entry {entry!r}; known are backend, {', '.join(sorted(switches))}"
+                )
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"{name}.{entry} must be true or false, got {value!r}")
+        if not isinstance(backend, str) or canonical_backend(backend) not in BACKENDS:
+            raise ConfigurationError(f"{name}.backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        backend = canonical_backend(backend)
+        if backend == "auto":
+            self.because(name, "auto", f"the first of {', '.join(AUTO_ORDER)} that can honour all of a request's form")
+        return StructuredConfig(AUTO_ORDER if backend == "auto" else (backend,), **given)
 
     # ---- single choices
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from octavo.core.structured import StructuredOutputsParams
 from octavo.errors import InvalidParameter, InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    structured_outputs: StructuredOutputsParams | None = None  # the form that the output must have
 
     def __post_init__(self) -> None:
         self._check_distribution()
@@ -88,7 +90,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         for name in fields:
             if name not in cls.__struct_fields__:
                 _refuse_unknown(name, cls.__struct_fields__)
-        return cls(**{name: value for name, value in fields.items() if value is not None or name == "max_tokens"})
+        given = {name: value for name, value in fields.items() if value is not None or name == "max_tokens"}
+        if isinstance(given.get("structured_outputs"), Mapping):
+            given["structured_outputs"] = StructuredOutputsParams.from_dict(given["structured_outputs"])
+        return cls(**given)
 
     @classmethod
     def from_generation_config(cls, generation_config: Mapping[str, Any], **overrides: Any) -> SamplingParams:
@@ -210,6 +215,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             except ValueError:
                 limit = "0 (cumulative), 1 (delta) or 2 (final only)"
                 raise InvalidParameter("output_kind", self.output_kind, limit) from None
+        if self.structured_outputs is not None and not isinstance(self.structured_outputs, StructuredOutputsParams):
+            raise InvalidParameter("structured_outputs", self.structured_outputs, "a StructuredOutputsParams")
 
 
 def _number(field: str, value: object) -> float:

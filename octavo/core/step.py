@@ -7,9 +7,13 @@ device's row table and are advanced there, so the next step can be planned befor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BlockIds = tuple[list[int], ...]  # one list a cache group
 
@@ -47,6 +51,14 @@ class StepPlan:
     @property
     def total_tokens(self) -> int:
         return sum(self.num_scheduled_tokens.values())
+
+
+@dataclass(slots=True)
+class TokenMasks:
+    """Which tokens some of a plan's sampled rows may get; the others may get any."""
+
+    places: list[int]  # indices into `plan.sampled`, ascending
+    bits: np.ndarray  # int32 [len(places), ceil(vocabulary / 32)]: token t is bit t % 32 of word t // 32
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from octavo.cache.lives import BlockLives
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import EngineConfig
 from octavo.core.hooks import TokenCap
@@ -13,6 +14,8 @@ from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
 from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
+from octavo.structured.constraint import StructuredOutputs
+from octavo.structured.vocabulary import vocabulary_of
 from octavo.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -21,6 +24,7 @@ logger = logging.getLogger(__name__)
 def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
     """Loads the model and makes the core. Raises CheckpointError, ConfigurationError, OutOfMemory."""
     worker = Worker(config, platform)
+    sample = config.machine.block_lives_sample
     cache = CacheManager(
         worker.groups,
         worker.slabs.blocks_per_slab,
@@ -29,6 +33,7 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
         enable_prefix_caching=config.cache.enable_prefix_caching,
         hash_algorithm=config.cache.hash_algo,
         watermark=config.scheduler.watermark,
+        lives=BlockLives(sample) if sample else None,
     )
     longest = cache.max_tokens(config.scheduler.max_model_len)
     if longest < config.scheduler.max_model_len:
@@ -42,5 +47,8 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
     caps: list[TokenCap] = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
     if cache.has_states:
         caps.append(StateBorders(cache))
-    scheduler = Scheduler(config.scheduler, cache, caps)
-    return EngineCore(scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed)
+    structured = StructuredOutputs(lambda: vocabulary_of(config), config.structured, config.machine.threads)
+    scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured])
+    return EngineCore(
+        scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed, constraint=structured
+    )

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
+from octavo.tokenization.byte_steps import byte_steps, bytes_of
 from octavo.tokenization.tokenizer import Tokenizer
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _WINDOW_TOKENS = 6  # of the prompt, that a window starts with
 _MAX_PENDING_TOKENS = 8  # a character has at most 4 bytes: longer waits are for text that is broken anyway
 _UTF8_BYTES = 4  # the most a character has
-
-Step = Callable[[str | bytes], str | bytes]
 
 
 class Detokenizer(Protocol):
@@ -77,10 +74,7 @@ class TokenText:
         token = self.tokenizer.convert_id_to_token(token_id)
         if not token or (skip_special_tokens and token_id in self.special_ids):
             return b""
-        value: str | bytes = token
-        for step in self._steps:
-            value = step(value)
-        return value if isinstance(value, bytes) else value.encode("utf-8", "replace")
+        return bytes_of(token, self._steps)
 
     def start(
         self,
@@ -169,64 +163,3 @@ class WindowDetokenizer:
     def _advance(self) -> None:
         self._ids = self._ids[self._read :] if len(self._ids) > self._read else self._ids
         self._read = len(self._ids)
-
-
-def byte_steps(decoder: dict[str, Any]) -> list[Step] | None:
-    """A decoder of the `tokenizers` library, given as its JSON, as functions of one token; None if it is not that
-    simple.
-
-    Stripping the very first space of a text is left out: a completion continues its prompt.
-    """
-    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-    steps: list[Step] = []
-    is_fused = False
-    for part in parts:
-        match part:
-            case {"type": "Fuse"}:
-                is_fused = True
-            case {"type": "Strip", "content": " ", "start": 1, "stop": 0} if is_fused:
-                pass
-            case _ if is_fused:
-                return None  # works on whole texts
-            case {"type": "ByteLevel"}:
-                steps.append(_from_byte_level)
-            case {"type": "ByteFallback"}:
-                steps.append(_from_byte_token)
-            case {"type": "Replace", "pattern": {"String": pattern}, "content": content}:
-                steps.append(_replacing(pattern, content))
-            case {"type": "Metaspace", "replacement": replacement}:
-                steps.append(_replacing(replacement, " "))
-            case _:
-                return None
-    return steps
-
-
-def _replacing(pattern: str, content: str) -> Step:
-    return lambda value: value.replace(pattern, content) if isinstance(value, str) else value
-
-
-def _from_byte_token(value: str | bytes) -> str | bytes:
-    if isinstance(value, str) and (match := _BYTE_TOKEN.fullmatch(value)):
-        return bytes([int(match[1], 16)])
-    return value
-
-
-def _from_byte_level(value: str | bytes) -> str | bytes:
-    if isinstance(value, bytes):
-        return value
-    try:
-        return bytes([_BYTE_OF_CHARACTER[character] for character in value])
-    except KeyError:  # a token added as plain text
-        return value.encode("utf-8", "replace")
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for characters from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return alphabet
-
-
-_BYTE_OF_CHARACTER = _byte_level_alphabet()

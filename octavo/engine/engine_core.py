@@ -8,25 +8,39 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import msgspec
+
+from octavo.core.hooks import Constraint
 from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submit
 from octavo.core.params import RequestOutputKind
 from octavo.core.request import Request
 from octavo.engine.recovery import Quarantine
-from octavo.errors import PromptTooLong
+from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
 from octavo.scheduler.scheduler import Planned, Scheduler
 
 logger = logging.getLogger(__name__)
 
+_IDLE_SECONDS = 0.005  # that a step without work waits for a constraint: new requests wait as long
+
 
 class EngineCore:
     """Owned by one thread. `max_total_tokens` is what the model and an empty cache can hold of one request."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, depth: int, max_total_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        depth: int,
+        max_total_tokens: int,
+        seed: int,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.depth = depth
         self.max_total_tokens = max_total_tokens
+        self._constraint = constraint
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
         self._suspected_before = 0  # steps before this one were planned without regard to who is suspected
@@ -51,21 +65,28 @@ class EngineCore:
         limit = self.max_total_tokens
         if params.max_tokens is not None:
             limit = min(limit, num_prompt + params.max_tokens)
-        self.scheduler.add(
-            Request(
-                submit.request_id,
-                list(submit.prompt_token_ids),
-                params,
-                submit.arrival_time,
-                priority=submit.priority,
-                seed=submit.seed if submit.seed is not None else self._random.getrandbits(63),
-                max_total_tokens=limit,
-                stop_token_ids=frozenset(params.stop_token_ids or ()),
-                eos_token_ids=frozenset() if params.ignore_eos else frozenset(submit.eos_token_ids),
-                cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
-                streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
-            )
+        # an output of a set form ends with it, ignore_eos or not
+        ignores_eos = params.ignore_eos and params.structured_outputs is None
+        request = Request(
+            submit.request_id,
+            list(submit.prompt_token_ids),
+            params,
+            submit.arrival_time,
+            priority=submit.priority,
+            seed=submit.seed if submit.seed is not None else self._random.getrandbits(63),
+            max_total_tokens=limit,
+            stop_token_ids=frozenset(params.stop_token_ids or ()),
+            eos_token_ids=frozenset() if ignores_eos else frozenset(submit.eos_token_ids),
+            cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
+            streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
         )
+        self.scheduler.add(request)
+        if self._constraint is not None:
+            try:
+                self._constraint.add(request)
+            except InvalidRequest:
+                self.scheduler.abort([request.request_id])
+                raise
 
     def abort(self, request_ids: Iterable[str]) -> None:
         self._pending += self.scheduler.abort(request_ids)
@@ -92,6 +113,8 @@ class EngineCore:
         """Ends everything in progress and gives the device's memory back. May be called again."""
         self.abort(list(self.scheduler.requests))
         self._in_flight.clear()
+        if self._constraint is not None:
+            self._constraint.shutdown()
         self.executor.shutdown()
 
     def has_work(self) -> bool:
@@ -118,11 +141,15 @@ class EngineCore:
             try:
                 handle = self.executor.submit(plan)  # the forward of N + 1 goes out while N runs
                 if not self._in_flight:
-                    handle.finish()  # nothing before it is unknown
+                    self._finish(handle)  # nothing before it is unknown
             except Exception as error:
                 return self._recover([plan.step_id], list(plan.num_scheduled_tokens), error)
             self._in_flight.append(handle)
         if not self._in_flight:
+            if self._constraint:
+                self._refuse()
+                if not self._pending:
+                    self._constraint.wait(_IDLE_SECONDS)
             if self._quarantine and not self._pending:
                 self._unblock_quarantine()
             return self._outputs([], self._idle_stats())
@@ -142,7 +169,7 @@ class EngineCore:
         updating = time.perf_counter() - before
         if self._in_flight:
             try:
-                self._in_flight[0].finish()  # N's tokens are known: what N + 1 samples with can be made
+                self._finish(self._in_flight[0])  # N's tokens are known: what N + 1 samples with can be made
             except Exception as error:
                 failed = self._in_flight[0].plan
                 outputs = self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
@@ -166,9 +193,30 @@ class EngineCore:
             num_prefix_hits=planned.num_prefix_hits,
             num_corrupted=self._num_corrupted,
             shares=planned.shares,
+            block_lives=self.scheduler.cache.take_lives(),
         )
         self._num_corrupted = 0
         return self._outputs(deltas, stats)
+
+    def _finish(self, handle: StepHandle) -> None:
+        """Lets a step sample, within what constraints allow."""
+        if not self._constraint:
+            handle.finish()
+            return
+        masks = self._constraint.masks(handle.plan)
+        self._refuse()
+        handle.finish(masks)
+
+    def _refuse(self) -> None:
+        """Ends whom the constraint refuses; what is sampled for them in steps in flight is dropped."""
+        assert self._constraint is not None
+        for refusal in self._constraint.refusals():
+            logger.info("request %s ends: %s", refusal.request_id, refusal.error)
+            for delta in self.scheduler.fail(refusal.request_id, refusal.error):
+                self._pending.append(
+                    msgspec.structs.replace(delta, error_type=refusal.error_type, error_field=refusal.field)
+                )
+            self._quarantine.clear([refusal.request_id])
 
     def _idle_stats(self) -> StepStats | None:
         """After ends that no step brought: who is left."""

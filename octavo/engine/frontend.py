@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from octavo.config.checkpoint import locate
 from octavo.config.engine_config import EngineConfig
 from octavo.config.options import make_options
 from octavo.config.resolve import explain
@@ -22,7 +21,7 @@ from octavo.engine.inputs import InputProcessor, PromptLimits
 from octavo.engine.outputs import OutputProcessor
 from octavo.errors import ConfigurationError, InvalidRequest
 from octavo.tokenization.chat_template import find_chat_template
-from octavo.tokenization.tokenizer import Tokenizer
+from octavo.tokenization.tokenizer import Tokenizer, end_token_ids, tokenizer_path
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def _assemble(
     limits = PromptLimits(config.model.vocab_size, config.model.max_model_len, config.model.max_logprobs)
     return Frontend(
         client=client,
-        inputs=InputProcessor(limits, tokenizer, _eos_token_ids(config, tokenizer), chat_template),
+        inputs=InputProcessor(limits, tokenizer, end_token_ids(config, tokenizer), chat_template),
         outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer)),
         tokenizer=tokenizer,
         sampling_defaults=config.text.sampling_defaults,
@@ -104,15 +103,11 @@ def _load_text(config: EngineConfig) -> tuple[Tokenizer | None, str | None]:
     """The tokenizer and the chat template, where there are any."""
     if config.text.skip_tokenizer_init:
         return None, None
-    checkpoint = config.model.checkpoint
-    path = checkpoint.path
-    if path is None or config.model.tokenizer != str(path):
-        path = locate(config.model.tokenizer, load_format="dummy")  # its small files only
-        checkpoint = replace(checkpoint, path=path)
+    path = tokenizer_path(config)
     tokenizer = Tokenizer.from_path(path)
     if config.text.chat_template is not None:
         return tokenizer, _read_template(config.text.chat_template)
-    return tokenizer, find_chat_template(checkpoint)
+    return tokenizer, find_chat_template(replace(config.model.checkpoint, path=path))
 
 
 def _read_template(named: str) -> str:
@@ -123,9 +118,3 @@ def _read_template(named: str) -> str:
         return Path(named).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"chat_template: {named} is neither a template nor a readable file: {error}") from None
-
-
-def _eos_token_ids(config: EngineConfig, tokenizer: Tokenizer | None) -> set[int]:
-    """The configs' and the tokenizer's: models end an answer with either."""
-    own = None if tokenizer is None else tokenizer.eos_token_id
-    return {*config.text.eos_token_ids, *([] if own is None else [own])}

@@ -87,7 +87,7 @@ class InputProcessor:
             params = msgspec.structs.replace(params, max_tokens=self.limits.max_model_len - len(token_ids))
         core_id = f"{request_id}-{secrets.token_hex(4)}"
         arrival_time = time.monotonic()
-        eos = [] if params.ignore_eos else self.eos_token_ids
+        eos = [] if params.ignore_eos and params.structured_outputs is None else self.eos_token_ids
         submits = [
             Submit(child_id, token_ids, child_params, arrival_time, priority, salt, eos, child_params.seed)
             for child_id, child_params in _children(core_id, params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from octavo.core.step import StepPlan, StepResult
+from octavo.core.step import StepPlan, StepResult, TokenMasks
 
 
 class StepHandle(Protocol):
@@ -12,7 +12,7 @@ class StepHandle(Protocol):
 
     plan: StepPlan
 
-    def finish(self) -> None:
+    def finish(self, masks: TokenMasks | None = None) -> None:
         """Everything the sampling needs is known now: let it run."""
 
     def wait(self) -> StepResult: ...

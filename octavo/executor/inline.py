@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.core.step import StepPlan, StepResult
+from octavo.core.step import StepPlan, StepResult, TokenMasks
 from octavo.runner.model_runner import ModelRunner, RunningStep
 from octavo.worker.worker import Worker
 
@@ -13,8 +13,8 @@ class InlineStep:
         self._runner = runner
         self._step: RunningStep = runner.forward(plan)
 
-    def finish(self) -> None:
-        self._runner.finish(self._step)
+    def finish(self, masks: TokenMasks | None = None) -> None:
+        self._runner.finish(self._step, masks)
 
     def wait(self) -> StepResult:
         return self._runner.collect(self._step)

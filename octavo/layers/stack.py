@@ -109,9 +109,9 @@ class CausalLM(nn.Module):
         return self.model(input_ids, step)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.head(hidden).float()
+        logits = self.head(hidden)
         if self.logit_soft_cap is not None:
-            logits = logits.div_(self.logit_soft_cap).tanh_().mul_(self.logit_soft_cap)
+            logits = logits.float().div_(self.logit_soft_cap).tanh_().mul_(self.logit_soft_cap)
         return logits
 
     def expected_weights(self) -> Iterator[ExpectedWeight]:

@@ -28,6 +28,15 @@ def apply_penalties(
     )
 
 
+def apply_bitmask(logits_SV: Tensor, rows_K: Tensor, bits_KW: Tensor) -> None:
+    """Sets the logits that a mask rules out to minus infinity, in place.
+
+    `rows_K` (int64, ascending) are K rows of `logits`; token t is bit t % 32 of the int32 word t // 32 of `bits`, whose
+    W words cover the vocabulary. A bit of 0 rules it out.
+    """
+    bound.apply_bitmask(logits_SV, rows_K, bits_KW)
+
+
 def mask_truncated(logits_SV: Tensor, top_k_S: Tensor, top_p_S: Tensor, min_p_S: Tensor) -> Tensor:
     """Logits with what min_p, then top_k, then top_p drop set to minus infinity, a new tensor.
 

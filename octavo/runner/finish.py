@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from octavo.core.step import NewRow, StepPlan, StepResult
+from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.ops.device import Arrival, HostCopies
 from octavo.runner.batch import Batch
 from octavo.runner.model import Model
@@ -19,7 +19,7 @@ from octavo.sampling.sampler import Sampler
 class Finish(Protocol):
     def add(self, row: int, request: NewRow) -> None: ...
     def remove(self, row: int) -> None: ...
-    def launch(self, batch: Batch, hidden: torch.Tensor, bad_rows: torch.Tensor) -> Any:
+    def launch(self, batch: Batch, hidden: torch.Tensor, bad_rows: torch.Tensor, masks: TokenMasks | None) -> Any:
         """Everything that runs on the device. `bad_rows` [R] bool: those whose hidden states are not finite."""
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Any) -> StepResult:
@@ -51,14 +51,16 @@ class SampleFinish:
     def remove(self, row: int) -> None:
         self._sampler.remove_row(row)
 
-    def launch(self, batch: Batch, hidden: torch.Tensor, bad_rows: torch.Tensor) -> Launched:
+    def launch(
+        self, batch: Batch, hidden: torch.Tensor, bad_rows: torch.Tensor, masks: TokenMasks | None = None
+    ) -> Launched:
         rows = batch.sampled_rows
         if not batch.sampled_rows_host:
             return Launched(self._copies.start(bad_rows), [])
         hidden = hidden[: len(rows)] if batch.sampled_tokens is None else hidden[batch.sampled_tokens]
         logits = self._model.logits(hidden)
         output_positions = self._table.length[rows] - self._table.prompt_length[rows]
-        output = self._sampler.sample(logits, rows, batch.sampled_rows_host, output_positions)
+        output = self._sampler.sample(logits, rows, batch.sampled_rows_host, output_positions, masks)
         self._table.append_sampled(rows, output.token_ids)
         tensors = [tensor for block in output.logprobs for tensor in block.tensors]
         return Launched(self._copies.start(bad_rows, output.token_ids, output.nan, *tensors), output.logprobs)

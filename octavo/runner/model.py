@@ -30,4 +30,4 @@ class Model(Protocol):
         """[T] int64 -> final hidden states [T, hidden]."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[S, hidden] -> [S, vocab_size] float32."""
+        """[S, hidden] -> [S, vocab_size], in the model's dtype or float32."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from octavo.attention.backend import NO_GRAPH
-from octavo.core.step import NewRow, StepPlan, StepResult
+from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.runner.batch import Batch, Builder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.finish import Finish
@@ -92,10 +92,10 @@ class ModelRunner:
         return hidden, bad_rows[:-1] > 0
 
     @torch.inference_mode()
-    def finish(self, step: RunningStep) -> None:
+    def finish(self, step: RunningStep, masks: TokenMasks | None = None) -> None:
         """Samples, or whatever this engine makes of hidden states."""
         assert step.computed is not None
-        step.launched = self._finish.launch(step.batch, *step.computed)
+        step.launched = self._finish.launch(step.batch, *step.computed, masks)
         step.computed = None
 
     @torch.inference_mode()

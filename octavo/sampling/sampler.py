@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.core.params import SamplingParams
+from octavo.core.step import TokenMasks
 from octavo.ops import dispatch
 from octavo.ops import sampling as ops
 from octavo.ops.device import upload
@@ -57,6 +58,10 @@ class Parts:
     logprobs: list[tuple[Part, list[int]]]  # and how many each row asked for
 
     @property
+    def needs_float(self) -> bool:
+        return bool(self.penalised or self.min_tokens or self.logprobs)
+
+    @property
     def changes_logits(self) -> bool:
         return bool(self.penalised or self.min_tokens or (self.random and self.random.idx is None))
 
@@ -64,10 +69,10 @@ class Parts:
 class Sampler:
     """Keeps the parameters of every live row on the device and samples the rows of each step by them.
 
-    Order: raw log-probabilities are set aside; min_tokens masks; penalties; greedy rows take the maximum; random rows:
-    temperature, min_p, top_k, top_p, draw. A draw is a function of (seed, output position), so it does not depend on
-    the batch, on the depth of the pipeline or on preemption. The host's sets only say which code to run. Owned by the
-    runner's thread.
+    Order: raw log-probabilities are set aside; masks of grammars; min_tokens masks; penalties; greedy rows take the
+    maximum; random rows: temperature, min_p, top_k, top_p, draw. A draw is a function of (seed, output position), so it
+    does not depend on the batch, on the depth of the pipeline or on preemption. The host's sets only say which code to
+    run. Owned by the runner's thread.
     """
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
@@ -134,15 +139,26 @@ class Sampler:
         if row in self._counts.slot_of_row:
             self._counts.remove(row)
 
-    def sample(self, logits_SV: Tensor, rows: Tensor, rows_host: list[int], output_positions: Tensor) -> SamplerOutput:
-        """One token for each of S rows; `logits_SV` (float32) may be overwritten.
+    def sample(
+        self,
+        logits_SV: Tensor,
+        rows: Tensor,
+        rows_host: list[int],
+        output_positions: Tensor,
+        masks: TokenMasks | None = None,
+    ) -> SamplerOutput:
+        """One token for each of S rows; `logits_SV`, of any floating dtype, may be overwritten.
 
         `rows` (int64 [S], and the same on the host) are the rows' places in the table, `output_positions` (int64 [S])
-        the number of output tokens each has so far.
+        the number of output tokens each has so far. `masks` are of some of the rows.
         """
         self._write_staged()
         parts = self._split(rows_host)
-        raw = self._set_raw_aside(logits_SV, parts)
+        if parts.needs_float or masks is not None or not dispatch.is_specialised("choose_tokens"):
+            logits_SV = logits_SV.float()
+        raw = self._set_raw_aside(logits_SV, parts, masks is not None)
+        if masks is not None:
+            ops.apply_bitmask(logits_SV, upload(masks.places, torch.int64, self.device), self._bits(masks))
         if parts.min_tokens:
             self._hold_stops_back(logits_SV, parts.min_tokens, rows, output_positions)
         if parts.penalised:
@@ -208,10 +224,14 @@ class Sampler:
         if part.idx is not None:
             part.put(logits_SV, masked)
 
-    def _set_raw_aside(self, logits_SV: Tensor, parts: Parts) -> list[Tensor]:
+    def _bits(self, masks: TokenMasks) -> Tensor:
+        bits = torch.from_numpy(masks.bits)
+        return bits.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else bits
+
+    def _set_raw_aside(self, logits_SV: Tensor, parts: Parts, has_masks: bool) -> list[Tensor]:
         """The logits of the rows that asked for log-probabilities, as the model gave them."""
         return [
-            logits_SV.clone() if part.idx is None and parts.changes_logits else part.take(logits_SV)
+            logits_SV.clone() if part.idx is None and (has_masks or parts.changes_logits) else part.take(logits_SV)
             for part, _ in parts.logprobs
         ]
 

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from octavo.core.outputs import CompletionOutput
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
-from octavo.server.answer import Answer, TokenCounts
+from octavo.server.answer import Answer, TokenCounts, new_answer
 from octavo.server.logprobs import TokenNames, chat_logprobs
 from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
 from octavo.server.prompts import PreparedPrompt, conversation_from, prepare_conversation, truncate
@@ -21,8 +21,9 @@ from octavo.server.protocol.chat import ChatCompletionRequest, ChatCompletionRes
 from octavo.server.protocol.fields import StreamOptions
 from octavo.server.routing import STREAMED, make_router
 from octavo.server.sampling import make_params, not_supported, refuse_unsupported
-from octavo.server.sse import DONE, data, open_stream, until_disconnect
+from octavo.server.sse import DONE, answer_whole, data, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, public_id, served_model, state_of
+from octavo.server.structured import ForcedTools, after_thinking, form_of
 
 router = make_router("chat")
 
@@ -34,10 +35,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     job = await prepare(body, served_model(request), public_id(request, "chatcmpl-", body.request_id))
     if body.stream:
         return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval)
-    response = await until_disconnect(request, complete(job, state))
-    if response is None:
-        return Response(status_code=499)
-    return Response(response.model_dump_json(), media_type="application/json")
+    return await answer_whole(request, complete(job, state))
 
 
 @dataclass
@@ -51,15 +49,20 @@ class ChatJob:
     prompt: PreparedPrompt
     params: SamplingParams
     tools: list[dict[str, Any]] | None
+    forced: ForcedTools | None
     names: TokenNames
     role: str
     echo: str
     created: int = field(default_factory=lambda: int(time.time()))
 
     def new_answer(self) -> Answer:
-        parser = self.served.new_parser(self.tools, self.prompt.ends_in_reasoning)
-        return Answer(
-            parser,
+        return new_answer(
+            self.served,
+            self.tools,
+            self.prompt,
+            bool(self.body.stream),
+            "chat",
+            forced=self.forced,
             keep_reasoning=self.body.include_reasoning,
             parallel_calls=self.body.parallel_tool_calls is not False,
         )
@@ -85,12 +88,20 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
     model = served.name_for(body.model)
     refuse_unsupported(body)
     check_stream_options(body.stream, body.stream_options)
-    tools = chosen_tools(body, served)
+    forced = forced_tools(body.tool_choice, body.parallel_tool_calls)
+    tools = chosen_tools(body, served, forced)
     conversation = conversation_from(body, body.messages, reasoning_effort=body.reasoning_effort)
     conversation.tools = tools
     prompt = await prepare_conversation(served, conversation)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     truncate(prompt, body, served, max_tokens)
+    form = form_of(
+        body,
+        format=None if body.response_format is None else body.response_format.model_dump(exclude_unset=True),
+        tools=tools,
+        forced=forced,
+        tool_parser=served.tool_parser,
+    )
     params = make_params(
         body,
         served,
@@ -99,7 +110,8 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
         n=body.n,
         logprobs=num_logprobs(body, served.engine.inputs.limits.max_logprobs),
         stream=bool(body.stream),
-        parser=served.new_parser(tools, False),
+        parser=served.new_parser(tools, False, forced),
+        form=after_thinking(form, served, prompt.ends_in_reasoning),
     )
     as_ids = bool(body.return_tokens_as_token_ids or served.options.return_tokens_as_token_ids)
     role = served.options.response_role if body.add_generation_prompt else body.messages[-1].role
@@ -107,7 +119,7 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
     content = last.get("content")
     echo = content if body.echo and last["role"] == role and isinstance(content, str) else ""
     names = TokenNames(served.engine.outputs.token_text, as_ids)
-    return ChatJob(answer_id, model, body, served, prompt, params, tools, names, role, echo)
+    return ChatJob(answer_id, model, body, served, prompt, params, tools, forced, names, role, echo)
 
 
 def num_logprobs(body: ChatCompletionRequest, limit: int) -> int | None:
@@ -126,16 +138,30 @@ def check_stream_options(stream: bool | None, options: StreamOptions | None) -> 
         raise InvalidRequest("stream_options needs stream to be true", "stream_options")
 
 
-def chosen_tools(body: ChatCompletionRequest, served: ServedModel) -> list[dict[str, Any]] | None:
+def forced_tools(choice: str | dict[str, Any] | None, parallel: bool | None) -> ForcedTools | None:
+    """Of a tool_choice: what must be called, if anything must."""
+    match choice:
+        case None | "none" | "auto":
+            return None
+        case "required":
+            return ForcedTools(None, parallel is not False)
+        case {"type": "function", "function": {"name": str(name)}}:
+            return ForcedTools(name)
+        case {"type": "allowed_tools"}:
+            raise not_supported("tool_choice", ' of type "allowed_tools"')
+    raise InvalidParameter(
+        "tool_choice", choice, 'none, auto, required or {"type": "function", "function": {"name": ...}}'
+    )
+
+
+def chosen_tools(
+    body: ChatCompletionRequest, served: ServedModel, forced: ForcedTools | None
+) -> list[dict[str, Any]] | None:
     """Tools that the model is told of: none where it shall call none."""
-    choice = body.tool_choice
-    if choice not in (None, "none", "auto"):
-        raise not_supported(
-            "tool_choice", f", except none and auto: got {choice if isinstance(choice, str) else 'a tool'!r}"
-        )
-    if not body.tools or choice == "none":
+    if not body.tools or body.tool_choice == "none":
         return None
-    require_tool_calls(served)
+    if forced is None:
+        require_tool_calls(served)
     return [tool.model_dump(exclude_unset=True) | {"type": "function"} for tool in body.tools]
 
 

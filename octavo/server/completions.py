@@ -22,8 +22,9 @@ from octavo.server.prompts import PreparedPrompt, prepare_ids, prepare_text, tru
 from octavo.server.protocol.completions import CompletionRequest, CompletionResponse
 from octavo.server.routing import STREAMED, make_router
 from octavo.server.sampling import make_params, not_supported, refuse_unsupported
-from octavo.server.sse import DONE, data, open_stream, until_disconnect
+from octavo.server.sse import DONE, answer_whole, data, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, public_id, served_model, state_of
+from octavo.server.structured import form_of
 
 router = make_router("completions")
 
@@ -35,10 +36,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     job = await prepare(body, served_model(request), public_id(request, "cmpl-", body.request_id))
     if body.stream:
         return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval)
-    response = await until_disconnect(request, complete(job, state))
-    if response is None:
-        return Response(status_code=499)
-    return Response(response.model_dump_json(), media_type="application/json")
+    return await answer_whole(request, complete(job, state))
 
 
 @dataclass
@@ -97,6 +95,8 @@ async def prepare(body: CompletionRequest, served: ServedModel, answer_id: str) 
         raise InvalidRequest("prompt must have at least one prompt, got none", "prompt")
     generates = not (body.echo and body.max_tokens == 0)
     params = []
+    format = None if body.response_format is None else body.response_format.model_dump(exclude_unset=True)
+    form = form_of(body, format=format)
     for prompt in prompts:
         truncate(prompt, body, served, body.max_tokens)
         params.append(
@@ -108,6 +108,7 @@ async def prepare(body: CompletionRequest, served: ServedModel, answer_id: str) 
                 n=body.n,
                 logprobs=body.logprobs,
                 stream=bool(body.stream),
+                form=form,
             )
         )
     as_ids = bool(body.return_tokens_as_token_ids or served.options.return_tokens_as_token_ids)

@@ -36,6 +36,12 @@ class Harmony(Machine):
     reads_everything: ClassVar[bool] = True
     markers: ClassVar[tuple[str, ...]] = (*_AFTER_BODY, _CONSTRAIN, _MESSAGE)
 
+    # for grammars: all up to the answer proper is thoughts
+    thinking: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "<|channel|>": tuple(f"<|channel|>final{kind}<|message|>" for kind in ("", " <|constrain|>json", " json"))
+    }
+    always_thinks: ClassVar[bool] = True
+
     def __init__(self, tools: Sequence[Mapping[str, Any]], starts_inside: bool) -> None:
         super().__init__()
         self._tools = ToolSchemas(tools)

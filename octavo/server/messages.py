@@ -8,12 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from fastapi import Request, Response
 
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
-from octavo.server.answer import Answer, TokenCounts
+from octavo.server.answer import Answer, TokenCounts, new_answer
 from octavo.server.chat import require_tool_calls
 from octavo.server.errors import anthropic_error_body, named_as
 from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
@@ -29,9 +28,10 @@ from octavo.server.protocol.messages import (
     MessagesResponse,
 )
 from octavo.server.routing import STREAMED, make_router
-from octavo.server.sampling import make_params, not_supported, refuse_unsupported
-from octavo.server.sse import named, open_stream, until_disconnect
+from octavo.server.sampling import make_params, refuse_unsupported
+from octavo.server.sse import answer_whole, named, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, public_id, served_model, state_of
+from octavo.server.structured import ForcedTools, after_thinking, form_of
 
 router = make_router("messages")
 
@@ -48,10 +48,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     job = await prepare(body, served_model(request), public_id(request, "msg_"))
     if body.stream:
         return await open_stream(events(job, state), state.options.sse_keep_alive_interval, _error_event)
-    response = await until_disconnect(request, complete(job, state))
-    if response is None:
-        return Response(status_code=499)
-    return Response(msgspec.json.encode(response), media_type="application/json")
+    return await answer_whole(request, complete(job, state))
 
 
 @router.post("/v1/messages/count_tokens", responses=_RESPONSES)
@@ -77,12 +74,20 @@ class MessagesJob:
     prompt: PreparedPrompt
     params: SamplingParams
     tools: list[dict[str, Any]] | None
+    forced: ForcedTools | None
 
     def new_answer(self) -> Answer:
         choice = self.body.tool_choice
-        return Answer(
-            self.served.new_parser(self.tools, self.prompt.ends_in_reasoning),
-            parallel_calls=not (choice and choice.disable_parallel_tool_use),
+        parallel = not (choice and choice.disable_parallel_tool_use)
+        streaming = bool(self.body.stream)
+        return new_answer(
+            self.served,
+            self.tools,
+            self.prompt,
+            streaming,
+            "messages",
+            forced=self.forced,
+            parallel_calls=parallel,
         )
 
     def generate(self) -> AsyncGenerator[Any, None]:
@@ -99,8 +104,23 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
     prompt = await prepare_conversation(served, conversation)
     if body.max_tokens < 1:
         raise InvalidParameter("max_tokens", body.max_tokens, "at least 1")
+    forced = _forced_tools(body)
+    form = form_of(
+        body,
+        format=_format(body),
+        format_field="output_config.format",
+        tools=conversation.tools,
+        forced=forced,
+        tool_parser=served.tool_parser,
+    )
     room = max(1, served.max_model_len - len(prompt.token_ids))
-    fields = SamplingFields(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, stop=body.stop_sequences)
+    fields = SamplingFields(
+        temperature=body.temperature,
+        top_k=body.top_k,
+        top_p=body.top_p,
+        stop=body.stop_sequences,
+        structured_outputs=None,
+    )
     with named_as(stop="stop_sequences"):
         params = make_params(
             fields,
@@ -108,17 +128,15 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
             num_prompt_tokens=len(prompt.token_ids),
             max_tokens=min(body.max_tokens, room),  # required by the API, so what programs send fits larger models
             stream=bool(body.stream),
-            parser=served.new_parser(conversation.tools, False),
+            parser=served.new_parser(conversation.tools, False, forced),
+            form=after_thinking(form, served, prompt.ends_in_reasoning),
         )
-    return MessagesJob(answer_id, model, body, served, prompt, params, conversation.tools)
+    return MessagesJob(answer_id, model, body, served, prompt, params, conversation.tools, forced)
 
 
 def conversation_of(body: CountTokensRequest, served: ServedModel) -> Conversation:
     """Raises InvalidRequest."""
     refuse_unsupported(body)
-    form = (body.model_extra or {}).get("output_config")
-    if isinstance(form, dict) and form.get("format") is not None:
-        raise not_supported("output_config.format")
     messages: list[dict[str, Any]] = []
     if body.system:
         messages.append({"role": "system", "content": _text_of(body.system, "system")})
@@ -140,10 +158,7 @@ def conversation_of(body: CountTokensRequest, served: ServedModel) -> Conversati
 
 
 def _tools(body: CountTokensRequest, served: ServedModel) -> list[dict[str, Any]] | None:
-    choice = "auto" if body.tool_choice is None else body.tool_choice.type
-    if choice not in ("auto", "none"):
-        raise not_supported("tool_choice", f", except of type none and auto: got {choice!r}")
-    if not body.tools or choice == "none":
+    if not body.tools or (body.tool_choice is not None and body.tool_choice.type == "none"):
         return None
     tools = []
     for i, tool in enumerate(body.tools):
@@ -154,8 +169,32 @@ def _tools(body: CountTokensRequest, served: ServedModel) -> list[dict[str, Any]
             )
         function = {"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema}
         tools.append({"type": "function", "function": function})
-    require_tool_calls(served)
+    if _forced_tools(body) is None:
+        require_tool_calls(served)
     return tools
+
+
+def _forced_tools(body: CountTokensRequest) -> ForcedTools | None:
+    choice = body.tool_choice
+    match None if choice is None else choice.type:
+        case None | "auto" | "none":
+            return None
+        case "any":
+            assert choice is not None
+            return ForcedTools(None, not choice.disable_parallel_tool_use)
+        case "tool" if choice is not None and choice.name:
+            return ForcedTools(choice.name)
+    raise InvalidParameter("tool_choice", choice and choice.type, "of type auto, none, any, or tool with a name")
+
+
+def _format(body: CountTokensRequest) -> dict[str, Any] | None:
+    config = (body.model_extra or {}).get("output_config")
+    format = config.get("format") if isinstance(config, dict) else None
+    if format is not None and not isinstance(format, dict):
+        raise InvalidParameter(
+            "output_config.format", format, 'an object such as {"type": "json_schema", "schema": {}}'
+        )
+    return format
 
 
 def _chat_messages(message: MessageParam, where: str) -> list[dict[str, Any]]:

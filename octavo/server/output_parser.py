@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from octavo.core.structured import Thinking
 from octavo.server.output_events import Event, Reasoning, Text, ToolCallArguments, ToolCallStart, merge
 from octavo.server.parser_detection import detect_parsers
 from octavo.server.reasoning_parsers import REASONING_PARSERS
 from octavo.server.tool_parsers import TOOL_PARSERS
+from octavo.server.tool_parsers.forced import ForcedCalls
 
 __all__ = [
     "Event",
@@ -24,6 +26,7 @@ __all__ = [
     "detect_parsers",
     "make_output_parser",
     "prompt_ends_in_reasoning",
+    "thinking_of",
 ]
 
 
@@ -34,6 +37,13 @@ class Vocabulary(Protocol):
     def special_ids(self) -> Collection[int]: ...
 
     def convert_token_to_id(self, token: str) -> int | None: ...
+
+
+class Forced(Protocol):
+    """Calls that the request has the model make: of this tool, or of any."""
+
+    @property
+    def name(self) -> str | None: ...
 
 
 class Stage(Protocol):
@@ -52,7 +62,7 @@ class OutputParser:
     """
 
     def __init__(self, stages: Sequence[Stage], needs_special_tokens: bool) -> None:
-        self._stages = stages
+        self.stages = stages
         self.needs_special_tokens = needs_special_tokens
 
     def push(self, text: str, token_ids: Sequence[int] = ()) -> list[Event]:
@@ -62,12 +72,12 @@ class OutputParser:
     def finish(self) -> list[Event]:
         """The events that were kept back. No more calls after it."""
         events: list[Event] = []
-        for position, stage in enumerate(self._stages):
+        for position, stage in enumerate(self.stages):
             events += self._pass_on(position + 1, stage.finish())
         return merge(events)
 
     def _pass_on(self, position: int, events: Sequence[Event]) -> list[Event]:
-        for stage in self._stages[position:]:
+        for stage in self.stages[position:]:
             passed: list[Event] = []
             for event in events:
                 passed += stage.push(event.text) if isinstance(event, Text) else (event,)
@@ -81,11 +91,16 @@ def make_output_parser(
     tokenizer: Vocabulary | None,
     tools: Sequence[Mapping[str, Any]] | None,
     prompt_ends_in_reasoning: bool,
+    forced: Forced | None = None,
 ) -> OutputParser:
     """A parser for one completion. `tool` and `reasoning` are registered names or "module:Class"; None is none.
 
-    Calls are looked for only if there are `tools`, in OpenAI's shape. Raises ConfigurationError for unknown names.
+    Calls are looked for only if there are `tools`, in OpenAI's shape; with `forced`, all but thoughts is calls. Raises
+    ConfigurationError for unknown names.
     """
+    if forced is not None:
+        thoughts = make_output_parser(None, reasoning, tokenizer, None, prompt_ends_in_reasoning)
+        return OutputParser([*thoughts.stages, ForcedCalls(tools or (), forced.name)], thoughts.needs_special_tokens)
     tool_class = None if tool is None else TOOL_PARSERS.find(tool)
     reasoning_class = None if reasoning is None else REASONING_PARSERS.find(reasoning)
     given = list(tools or ()) if tool is not None else []
@@ -106,6 +121,18 @@ def make_output_parser(
 def prompt_ends_in_reasoning(reasoning: str | None, rendered_prompt: str) -> bool:
     """Whether the model goes on with thoughts that this prompt opened."""
     return reasoning is not None and bool(REASONING_PARSERS.find(reasoning).prompt_ends_inside(rendered_prompt))
+
+
+def thinking_of(reasoning: str | None, prompt_ends_inside: bool) -> Thinking | None:
+    """How a format's thoughts begin and end, for what may come only after them."""
+    if reasoning is None:
+        return None
+    parser = REASONING_PARSERS.find(reasoning)
+    tags = getattr(parser, "thinking", None) or getattr(parser, "tags", None)
+    if not tags:
+        return None
+    starts_inside = prompt_ends_inside or getattr(parser, "always_thinks", False)
+    return Thinking({begin: list(ends) for begin, ends in tags.items()}, starts_inside)
 
 
 def _has_special(parsers: Sequence[type[Any]], tokenizer: Vocabulary | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.structured import StructuredOutputsParams
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from octavo.server.output_parser import OutputParser
 from octavo.server.protocol.fields import SamplingFields
@@ -38,22 +39,18 @@ _UNSUPPORTED = frozenset(
         "allowed_token_ids",
         "audio",
         "bad_words",
+        "container",
         "conversation",
         "ec_transfer_params",
         "enable_response_messages",
         "function_call",
         "functions",
-        "guided_choice",
-        "guided_decoding_backend",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
-        "guided_whitespace_pattern",
         "kv_transfer_params",
         "length_penalty",
         "logit_bias",
         "logits_processors",
         "logprob_token_ids",
+        "mcp_servers",
         "media_io_kwargs",
         "mm_payload",
         "mm_processor_kwargs",
@@ -68,7 +65,6 @@ _UNSUPPORTED = frozenset(
         "return_weight_versions",
         "routed_experts_prompt_start",
         "stream_interval",
-        "structured_outputs",
         "thinking_token_budget",
         "use_beam_search",
         "vllm_xargs",
@@ -92,10 +88,6 @@ def refuse_unsupported(body: BaseModel) -> None:
     for name, value in (body.model_extra or {}).items():
         if name in _UNSUPPORTED and not asks_for_nothing(value, _NEUTRAL.get(name)):
             raise not_supported(name)
-    form = getattr(body, "response_format", None)
-    if form is not None and form.type != "text":
-        raise InvalidRequest(f'response_format is not supported yet, except {{"type": "text"}}: got {form.type!r}',
-                             "response_format")  # fmt: skip
 
 
 def not_supported(field: str, detail: str = "") -> InvalidRequest:
@@ -116,9 +108,11 @@ def make_params(
     logprobs: int | None = None,
     stream: bool = False,
     parser: OutputParser | None = None,
+    form: StructuredOutputsParams | None = None,
 ) -> SamplingParams:
     """What a request asks for over the model's defaults over octavo's. `max_tokens` None: the model's default, else
-    what the context has left. `parser` is one that will read the output. Raises InvalidRequest."""
+    what the context has left. `parser` is one that will read the output,
+    `form` what form it must have. Raises InvalidRequest."""
     given = {name: value for name in _FIELDS if (value := getattr(body, name, None)) is not None}
     if parser is not None and parser.needs_special_tokens:
         given["skip_special_tokens"] = False  # what it looks for are some; it takes them out
@@ -146,6 +140,7 @@ def make_params(
         logprobs=logprobs,
         detokenize=served.engine.inputs.tokenizer is not None,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+        structured_outputs=form,
     )
     params.validate_for(limits.vocab_size, limits.max_logprobs)
     return params

@@ -17,7 +17,7 @@ from octavo.config.serve_options import ServeOptions
 from octavo.core.params import SamplingParams
 from octavo.engine.async_engine import AsyncEngine
 from octavo.server.errors import ApiError, model_not_found, not_ready
-from octavo.server.output_parser import OutputParser, detect_parsers, make_output_parser
+from octavo.server.output_parser import Forced, OutputParser, detect_parsers, make_output_parser
 from octavo.telemetry.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -64,12 +64,16 @@ class ServedModel:
             raise model_not_found(asked)
         return asked
 
-    def new_parser(self, tools: list[dict[str, Any]] | None, ends_in_reasoning: bool) -> OutputParser | None:
+    def new_parser(
+        self, tools: list[dict[str, Any]] | None, ends_in_reasoning: bool, forced: Forced | None = None
+    ) -> OutputParser | None:
         """A parser for one completion; None where there is nothing to find in it. Without `tools`, calls are text."""
         tool = self.tool_parser if tools else None
-        if tool is None and self.reasoning_parser is None:
+        if tool is None and self.reasoning_parser is None and forced is None:
             return None
         tokenizer = self.engine.get_tokenizer()
+        if forced is not None:
+            return make_output_parser(tool, self.reasoning_parser, tokenizer, tools, ends_in_reasoning, forced)
         return make_output_parser(tool, self.reasoning_parser, tokenizer, tools, ends_in_reasoning)
 
     def log_request(self, request_id: str, prompt: str | None, token_ids: list[int], params: SamplingParams) -> None:
@@ -149,6 +153,12 @@ def engine_id(answer_id: str) -> str:
 
 def _chosen(asked: str | None, detected: str | None) -> str | None:
     return detected if not asked else None if asked == _OFF else asked
+
+
+def check_parsers(options: ServeOptions) -> None:
+    """Raises ConfigurationError for a parser that does not exist."""
+    tool, reasoning = _chosen(options.tool_call_parser, None), _chosen(options.reasoning_parser, None)
+    make_output_parser(tool, reasoning, None, None, False)
 
 
 def _names_of(engine: AsyncEngine) -> list[str]:

@@ -11,7 +11,8 @@ import tokenizers
 from tokenizers import AddedToken
 from tokenizers.decoders import DecodeStream as _LibraryStream
 
-from octavo.config.checkpoint import Checkpoint, read_json
+from octavo.config.checkpoint import Checkpoint, locate, read_json
+from octavo.config.engine_config import EngineConfig
 from octavo.errors import CheckpointError, InvalidParameter, UnsupportedModel
 from octavo.tokenization.gguf_vocabulary import tokenizer_from_gguf
 from octavo.tokenization.special_tokens import put_around
@@ -145,6 +146,20 @@ class DecodeStream:
                 raise
             self._stream = _LibraryStream(skip_special_tokens=self._skip_special_tokens)
             return self._stream.step(self._backend, token_id) or ""
+
+
+def tokenizer_path(config: EngineConfig) -> Path:
+    """Where the tokenizer of an engine lies; its small files are fetched if need be."""
+    path = config.model.checkpoint.path
+    if path is None or config.model.tokenizer != str(path):
+        return locate(config.model.tokenizer, load_format="dummy")
+    return path
+
+
+def end_token_ids(config: EngineConfig, tokenizer: Tokenizer | None) -> set[int]:
+    """The configs' and the tokenizer's: models end an answer with either."""
+    own = None if tokenizer is None else tokenizer.eos_token_id
+    return {*config.text.eos_token_ids, *([] if own is None else [own])}
 
 
 def _text_of(token: Any) -> str | None:

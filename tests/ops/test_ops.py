@@ -310,8 +310,9 @@ def test_build_batch(implementation: str, dtype: torch.dtype, case: str) -> None
             assert (copy[place, num_blocks:] == -junk).all()
     assert (query_start[len(rows) :] == token).all()
     assert not seq_lens[len(rows) :].any()
-    for buffer in (input_ids, positions, row_of_token):
+    for buffer in (input_ids, positions):
         assert not buffer[token:].any()
+    assert (row_of_token[token:] == padded_rows).all()
     for group_slots in slots:
         assert (group_slots[token:] == -1).all()
     for copy in gathered[:2]:

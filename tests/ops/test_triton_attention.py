@@ -121,13 +121,12 @@ def test_each_number_of_decode_tokens(num_queries: int) -> None:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_long_row_is_split_and_combined(fused: bool) -> None:
-    """Many splits, of which the last is short; and again in the same buffers, whose counts must be back at zero."""
-    layout = random_layout([(1, 150), (2, 7), (3, 100)], 4, 2, 16)
-    config = replace(DECODE, fill=32, max_programs=6, fused=fused)
-    workspace, heads = Workspace(), heads_of(layout)
-    expected = dense_attention(layout, 0.3, None, None)
-    for _ in range(2):
-        close(run(layout, heads, config, workspace=workspace), expected)
+    """Many splits, of which the last is short; then others in the same buffers, whose counts must be back at zero."""
+    config, workspace = replace(DECODE, fill=32, max_programs=6, fused=fused), Workspace()
+    for seed in (0, 1):
+        layout = random_layout([(1, 150), (2, 7), (3, 100)], 4, 2, 16, seed=seed)
+        found = run(layout, heads_of(layout), config, workspace=workspace)
+        close(found, dense_attention(layout, 0.3, None, None))
 
 
 def test_wide_tiles_and_long_prefill() -> None:
@@ -269,7 +268,7 @@ def test_the_op_equals_the_specification() -> None:
     arguments = (layout.q, layout.cache, layout.block_table, layout.query_start, layout.seq_lens, 0.3, 21, 1.5)
     found = implementation_of("paged_attention", "triton")(*arguments)
     expected = implementation_of("paged_attention", "torch")(*arguments)
-    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [[(1, 30), (1, 31)], MIXED, [(12, 12)]])

@@ -10,6 +10,7 @@ from octavo.ops.torch.linear import linear
 from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.torch.rope import rope_and_write
 from octavo.ops.torch.sampling import (
+    apply_bitmask,
     apply_penalties,
     argmax,
     choose_tokens,
@@ -25,6 +26,7 @@ OPS = {
     for function in (
         add_rms_norm,
         append_sampled,
+        apply_bitmask,
         apply_penalties,
         argmax,
         build_batch,

@@ -30,7 +30,42 @@ class Tiling:
 
 # (outputs O, inputs I) -> (most rows, tiling or None for the library), ascending by rows; above the last, the library.
 # benchmarks/gpu_ops.py --linear measures and prints these lines.
-FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {}
+FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {
+    (4096, 1024): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B qkv
+    (1024, 2048): (
+        (1, Tiling(by_sums=True, outputs=2, inner=1024, split=1, num_warps=4, num_stages=1)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B out
+    (6144, 1024): (
+        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B gate_up
+    (1024, 3072): (
+        (1, Tiling(by_sums=True, outputs=2, inner=1024, split=1, num_warps=4, num_stages=1)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B down
+    (151936, 1024): (
+        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+        (8, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
+    ),  # Qwen3-0.6B head
+    (6144, 4096): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+    ),  # Llama-8B qkv
+    (4096, 4096): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=2, num_warps=4, num_stages=4)),
+    ),  # Llama-8B out
+    (4096, 14336): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+    ),  # Llama-8B down
+    (128256, 4096): (
+        (1, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
+        (8, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
+    ),  # Llama-8B head
+}
 
 
 def tiling_of(num_rows: int, num_outputs: int, num_inputs: int) -> Tiling | None:
@@ -47,6 +82,10 @@ def candidates(num_rows: int, num_outputs: int, num_inputs: int) -> list[Tiling]
     if num_rows <= MOST_ROWS_BY_SUMS:
         found += [Tiling(True, 4, 1024 // _power(num_rows), split, 4, 1) for split in (1, 2)]
         found += [Tiling(True, 8, 512 // _power(num_rows), split, 4, 3) for split in (1, 2)]
+        found += [
+            Tiling(True, 2, 1024 // _power(num_rows), 1, 4, 1),
+            Tiling(True, 8, 1024 // _power(num_rows), 1, 8, 1),
+        ]
     for outputs, inner, num_stages in ((64, 128, 4), (64, 256, 3), (128, 128, 3)):
         programs = triton.cdiv(num_outputs, outputs)
         splits = {1, *(split for split in (2, 4, 8) if programs * split <= 600 and programs * split >= 100)}

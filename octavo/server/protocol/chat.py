@@ -50,7 +50,11 @@ class TemplateFields(Open):
 
 
 class ResponseFormat(Open):
+    """{"type": "json_schema", "json_schema": {"schema": {...}}}, or of type text, json_object or structural_tag (which
+    has `structures` and `triggers`, or `format`)."""
+
     type: str
+    json_schema: dict[str, Any] | None = None
 
 
 class ChatCompletionRequest(RequestFields, SamplingFields, PromptFields, TemplateFields):
@@ -61,9 +65,11 @@ class ChatCompletionRequest(RequestFields, SamplingFields, PromptFields, Templat
     logprobs: bool | None = False
     top_logprobs: int | None = described(0, minimum=-1)
     stream_options: StreamOptions | None = None
-    response_format: ResponseFormat | None = Field(None, description='Only {"type": "text"} yet.')
+    response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | dict[str, Any] | str | None = Field(None, description="none or auto yet.")
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | str | None = Field(
+        None, description='none, auto, required or {"type": "function", "function": {"name": ...}}.'
+    )
     parallel_tool_calls: bool | None = True
     reasoning_effort: str | None = None
     include_reasoning: bool = True

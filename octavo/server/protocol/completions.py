@@ -34,7 +34,7 @@ class CompletionRequest(RequestFields, SamplingFields, PromptFields):
     suffix: str | None = Field(None, description="Not supported yet.")
     stream_options: StreamOptions | None = None
     add_special_tokens: bool = True
-    response_format: ResponseFormat | None = Field(None, description='Only {"type": "text"} yet.')
+    response_format: ResponseFormat | None = None
 
 
 class CompletionLogprobs(Closed):

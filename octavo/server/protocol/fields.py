@@ -58,6 +58,11 @@ class SamplingFields(Open):
     min_tokens: int | None = described(minimum=0, maximum=INT64 - 1)
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    structured_outputs: dict[str, Any] | None = Field(
+        None,
+        description="The form of the answer: one of json (a schema), regex, choice, grammar, json_object and "
+        "structural_tag, with options of StructuredOutputsParams such as backend.",
+    )
 
 
 class RequestFields(Open):

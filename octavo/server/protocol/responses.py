@@ -44,6 +44,8 @@ class ReasoningOptions(Open):
 
 
 class TextFormat(Open):
+    """{"type": "json_schema", "name": ..., "schema": {...}}, or of type text or json_object."""
+
     type: str = "text"
 
 
@@ -119,7 +121,7 @@ class ResponseObject(Closed):
     store: bool
     temperature: float
     text: dict[str, Any]
-    tool_choice: str
+    tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_logprobs: int
     top_p: float

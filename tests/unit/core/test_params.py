@@ -38,6 +38,7 @@ def test_defaults_are_vllms() -> None:
         "spaces_between_special_tokens": True,
         "include_stop_str_in_output": False,
         "output_kind": RequestOutputKind.CUMULATIVE,
+        "structured_outputs": None,
     }
 
 

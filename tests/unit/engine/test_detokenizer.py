@@ -53,7 +53,7 @@ def test_half_a_character_is_never_shown(tokenizer: Tokenizer) -> None:
 
 
 def byte_symbol(byte: int) -> str:
-    from octavo.engine.detokenizer import _BYTE_OF_CHARACTER
+    from octavo.tokenization.byte_steps import _BYTE_OF_CHARACTER
 
     return next(character for character, value in _BYTE_OF_CHARACTER.items() if value == byte)
 

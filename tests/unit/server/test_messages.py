@@ -123,11 +123,14 @@ def test_a_conversation_with_tools_and_thoughts() -> None:
         ({"messages": []}, "messages"),
         ({"temperature": 3}, "temperature"),
         ({"stop_sequences": [""]}, "stop_sequences"),
-        ({"tools": TOOLS, "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "other"}}, "other"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"url": "http://x"}}]}]}, "multimodal"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
-        ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        ({"output_config": {"format": {"type": "yaml"}}}, "output_config.format.type"),
     ],
 )
 def test_what_cannot_be_served_is_named(more: dict[str, Any], named: str) -> None:
