@@ -463,7 +463,7 @@ class CacheManager:
         block_hash = request.block_hashes[border - 1]
         missing = [group for group in self._states if self.index.find(group, block_hash) is None]
         demand = [1 if group in missing else 0 for group in range(len(self.groups))]
-        if missing and self.pool.fits(demand):
+        if missing and self._has_room_for_copy(held, demand):
             for group, blocks in enumerate(self.pool.take(demand)):
                 for block in blocks:
                     self._copy_state(group, held, block)
@@ -472,6 +472,8 @@ class CacheManager:
                     self.index.annotate(block, KIND, reason)
                     self._supersede(group, request.block_hashes[: held.resumed_at])
                 self.pool.release(blocks, held.rank)
+        elif missing:
+            self.reuse.note_evicted(block_hash, self.pool.now)
         self.index.disclaim([block_hash], request.request_id)
 
     def _roll(self, held: Held, border: int) -> None:
@@ -480,7 +482,7 @@ class CacheManager:
             table = held.tables[group]
             assert isinstance(table, StateTable)
             demand[group] = 1 if table.rolling is None else 0
-        if not self.pool.fits(demand):
+        if not self._has_room_for_copy(held, demand):
             return
         for group, blocks in enumerate(self.pool.take(demand)):
             table = held.tables[group]
@@ -489,6 +491,12 @@ class CacheManager:
                 assert table.rolling is not None
                 table.rolling_border = border
                 self._copy_state(group, held, table.rolling)
+
+    def _has_room_for_copy(self, held: Held, demand: list[int]) -> bool:
+        """A copy that would be among the first to go displaces nothing that is kept."""
+        if held.rank == NEW and any(n and self.pool.next_rank(group) == KEPT for group, n in enumerate(demand)):
+            return False
+        return self.pool.fits(demand)
 
     def _copy_state(self, group: int, held: Held, target: Block) -> None:
         table = held.tables[group]

@@ -139,6 +139,17 @@ class BlockPool:
         """When that kept block became free that is next to go, by the pool's clock; the latest of all groups."""
         return max((block.free_since for free in self._free if (block := free.ranks[KEPT].first)), default=self._clock)
 
+    @property
+    def now(self) -> int:
+        """The time that `free_since` is measured in."""
+        return self._clock
+
+    def next_rank(self, group: int) -> int:
+        """The rank of the block that `take` would give to `group` next."""
+        first, slab = self._free[group].first, self._oldest_of_others(group)
+        ranks = [first.rank if first else KEPT, slab.worth[0] if slab else KEPT]
+        return EMPTY if self._unowned else min(ranks)
+
     def forget(self, block: Block) -> None:
         """The block's content is no longer to be found (its hash has left the index)."""
         block.hash = None

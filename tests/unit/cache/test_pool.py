@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.cache.block import KEPT, NEW, Block
+from octavo.cache.block import EMPTY, KEPT, NEW, Block
 from octavo.cache.groups import plan_slabs
 from octavo.cache.pool import BlockPool
 
@@ -86,6 +86,19 @@ def test_a_group_takes_what_is_new_or_superseded_of_others_before_what_it_keeps_
     evicted.clear()
     pool.supersede(large[1])
     assert pool.take([1, 0])[0][0].slab.slab_id == large[1].slab.slab_id and evicted == [large[1]]
+
+
+def test_the_rank_that_goes_next_counts_what_others_would_give():
+    pool, _ = make(2, 4, 1)
+    assert pool.next_rank(0) == EMPTY, "a slab that nobody owns"
+    small, large = cached(pool, 4, "small"), cached(pool, 1, "large", 1)
+    assert pool.next_rank(0) == pool.next_rank(1) == KEPT, "nothing is free"
+    pool.release(large)
+    assert pool.next_rank(0) == KEPT
+    pool.release(small[:1], NEW)
+    assert pool.next_rank(0) == NEW and pool.next_rank(1) == KEPT, "its slab is in use"
+    pool.release(small[1:], NEW)
+    assert pool.next_rank(1) == NEW
 
 
 def test_a_cached_block_is_evicted_only_when_nothing_else_is_left():

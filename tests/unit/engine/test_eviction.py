@@ -87,3 +87,17 @@ def test_a_hot_system_prompt_outlives_visitors_who_come_once(kind, after_loop):
         go_round(engine, 8, 5)
     found = [visit(engine, SYSTEM * 3 + tokens(rng, 60), max_tokens=3)[1] for _ in range(40)]
     assert found[5:] == [48] * 35  # once it is known where they branch, at the latest
+
+
+def test_what_found_no_room_at_all_is_remembered_and_gets_its_place():
+    """Documents of which some are asked about often, and four pages: three are in use, and nothing makes room for a
+    copy that would be the first to go."""
+    rng = random.Random(3)
+    engine = make_engine(pages=KINDS["state"][0], num_slabs=4)
+    documents = [tokens(rng, 64) for _ in range(20)]
+    popularity = [1 / (i + 1) for i in range(20)]
+    found = 0
+    for _ in range(200):
+        (document,) = rng.choices(documents, popularity)
+        found += visit(engine, document + tokens(rng, 20), max_tokens=3)[1]
+    assert found >= 2000
