@@ -40,6 +40,7 @@ REQUIRED = (
     "uvloop",
     "httptools",
     "pyyaml",
+    "llguidance",
     "prometheus-client",
 )
 OPTIONAL = {"transformers": "only tests and comparisons with it are impossible"}
