@@ -40,6 +40,7 @@ REQUIRED = (
     "uvloop",
     "httptools",
     "pyyaml",
+    "llguidance",
     "prometheus-client",
     "llguidance",
 )
