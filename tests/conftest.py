@@ -8,8 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from octavo.platforms import cuda
+
 # Tiny models gain nothing from a second thread, and waiting for it costs much on a busy machine. Before torch starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without a GPU, Triton's kernels run in its interpreter. That has to be said before triton is imported by anybody.
+if cuda.platform() is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

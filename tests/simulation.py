@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from octavo.cache.block import EMPTY
 from octavo.cache.groups import CacheGroup, plan_slabs
+from octavo.cache.lives import BlockLives
 from octavo.cache.manager import CacheManager
 from octavo.cache.retention import KeepAll, KeepLatest, Retention
 from octavo.cache.spec import PageLayout, PagePart
@@ -224,13 +226,16 @@ def make_engine(
     max_model_len: int = 1000,
     chunked: bool = True,
     reserve_full_prompt: bool = True,
+    lives: BlockLives | None = None,
     structured: StructuredOutputs | None = None,
     **device_options: Callable[[list[int]], bool],
 ) -> EngineCore:
     groups = make_groups(pages, block_size)
     slabs = plan_slabs(tuple(group.block_bytes for group in groups))
     config = SchedulerConfig(budget, max_rows, max_model_len, policy, chunked, 0, reserve_full_prompt, 0.0, depth)  # type: ignore[arg-type]
-    cache = CacheManager(groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching)
+    cache = CacheManager(
+        groups, slabs.blocks_per_slab, num_slabs + 1, max_chunk=budget, enable_prefix_caching=caching, lives=lives
+    )
     caps: list[TokenCap] = [LongPrefill(0), FairShare(block_size)]
     if cache.has_states:
         caps.append(StateBorders(cache))
@@ -300,6 +305,9 @@ def check_books(engine: EngineCore) -> None:
     free = {(group, block.block_id) for group, blocks in enumerate(pool._free) for block in blocks}
     assert free == {(b.group, b.block_id) for slab in pool._slabs[1:] for b in slab.blocks if not b.ref_count}
     assert sum(map(len, pool._free)) == len(free)
+    for blocks in pool._free:
+        for rank, ranked in enumerate(blocks.ranks):
+            assert all(block.rank == rank and (block.hash is None) == (rank == EMPTY) for block in ranked)
     for group, blocks in enumerate(cache.index._blocks):
         for block_hash, block in blocks.items():
             assert block.hash == block_hash and block.group == group

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+NO_GRAPH = "no graph"  # a graph_key: reads of its step what only the host knows, so it must run eagerly
+
 
 @dataclass(frozen=True)
 class AttentionQuery:
@@ -38,6 +40,7 @@ class AttentionCall:
     head_dim: int
     window: int | None = None
     soft_cap: float | None = None
+    sinks: torch.Tensor | None = None  # [N]: logits that take part in every softmax, without values
 
 
 @dataclass(slots=True)
@@ -84,7 +87,7 @@ class GroupBackend(Protocol):
         """Whatever the kernels need of this step, made once for all layers of a group."""
 
     def graph_key(self, step: StepContext) -> Hashable:
-        """Steps with equal keys may share a captured graph."""
+        """Steps of one size with equal keys may share a captured graph; NO_GRAPH if this one cannot be captured."""
 
 
 class AttentionBackend(GroupBackend, Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from octavo.attention.backend import AttentionBackend, AttentionQuery
@@ -12,7 +13,11 @@ from octavo.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-_known: dict[str, str] = {"torch_sdpa": "octavo.attention.torch_sdpa:TorchSdpa"}
+_known: dict[str, str] = {
+    "torch_sdpa": "octavo.attention.torch_sdpa:TorchSdpa",
+    "triton_paged": "octavo.attention.triton_paged:TritonPaged",
+    "flash_triton": "octavo.attention.flash_triton:FlashTriton",
+}
 
 
 def register(name: str, target: str) -> None:
@@ -38,12 +43,23 @@ class AttentionSelector:
     order: Callable[[AttentionQuery], tuple[str, ...]] = lambda query: ("torch_sdpa",)
     wish: str | None = None
     choices: dict[AttentionQuery, Choice] = field(default_factory=dict)
+    num_layers: Counter[AttentionQuery] = field(default_factory=Counter)  # that asked
     _made: dict[str, AttentionBackend | str] = field(default_factory=dict)
 
     def __call__(self, query: AttentionQuery) -> AttentionBackend:
+        self.num_layers[query] += 1
         if query not in self.choices:
             self.choices[query] = self._choose(query)
         return self.choices[query].backend
+
+    def explain(self) -> Iterator[tuple[str, str]]:
+        """For each kind of layer that asked: its backend, and why that one."""
+        for query, choice in self.choices.items():
+            tried = self.order(query) if self.wish is None else (self.wish,)
+            which = f"the first of {', '.join(tried)} that can" if len(tried) > 1 else "the only one here"
+            reasons = [which if self.wish is None else "as asked"]
+            reasons += [f"not {other}: {why}" for other, why in choice.rejected.items()]
+            yield choice.backend.name, f"{self.num_layers[query]} layers of {_short(query)}: {'; '.join(reasons)}"
 
     def _choose(self, query: AttentionQuery) -> Choice:
         if self.wish is not None and self.wish not in _known:

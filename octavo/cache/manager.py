@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from octavo.cache.block import Block
+from octavo.cache.block import KEPT, NEW, SUPERSEDED, Block
 from octavo.cache.groups import CacheGroup
+from octavo.cache.lives import BlockLives
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
-from octavo.cache.retention import KeepLatest
+from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepLatest
+from octavo.cache.reuse import ReuseHistory
 from octavo.cache.tables import PagedTable, StateTable
+from octavo.core.messages import BlockLife
 from octavo.core.request import Request
 from octavo.core.step import BlockIds
+
+KIND = "kind"  # the annotation of a checkpoint: why it was kept
 
 
 @dataclass(slots=True)
@@ -34,6 +39,9 @@ class Held:
     num_registered: int = 0  # leading blocks that were offered to the index
     claims: list[bytes] = field(default_factory=list)
     keep: dict[int, str] = field(default_factory=dict)  # block borders whose state is kept, and why
+    resumed_at: int = 0  # the block border up to which it found its beginning
+    follows: str = ""  # ANSWER or PROMPT: what ends there, if the request is the first to go on from it
+    rank: int = KEPT  # of what it leaves in the cache
 
 
 @dataclass(slots=True)
@@ -71,6 +79,7 @@ class CacheManager:
         enable_prefix_caching: bool = True,
         hash_algorithm: str = "sha256",
         watermark: float = 0.0,
+        lives: BlockLives | None = None,
     ) -> None:
         self.groups = tuple(groups)
         self.block_size = groups[0].tokens
@@ -78,7 +87,9 @@ class CacheManager:
         self.enable_prefix_caching = enable_prefix_caching
         self.max_chunk = max_chunk
         self.index = PrefixIndex(len(groups))
-        self.pool = BlockPool(num_slabs, blocks_per_slab, self.index.remove)
+        self.reuse = ReuseHistory()
+        self.pool = BlockPool(num_slabs, blocks_per_slab, self._evicted)
+        self.pool.lives = self._lives = lives
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
         self._states = [g for g, group in enumerate(groups) if isinstance(group.retention, KeepLatest)]
@@ -102,6 +113,10 @@ class CacheManager:
     @property
     def has_states(self) -> bool:
         return bool(self._states)
+
+    def take_lives(self) -> list[BlockLife] | None:
+        """Of blocks in the sample: the lives that have ended since the last call."""
+        return None if self._lives is None else self._lives.take()
 
     def max_tokens(self, limit: int) -> int:
         """The longest request, up to `limit` tokens, that an empty cache can hold."""
@@ -136,7 +151,7 @@ class CacheManager:
         for block_idx in range(last - 1, num_blocks - 1, -1):
             owner = self._other_owner(request, block_idx)
             if owner is not None:
-                self._held[owner].keep.setdefault(block_idx + 1, "another prompt branches here")
+                self._held[owner].keep.setdefault(block_idx + 1, BRANCH)
                 return True
         return False
 
@@ -209,7 +224,7 @@ class CacheManager:
         retention = self.groups[self._states[0]].retention
         assert isinstance(retention, KeepLatest)
         end = self._max_hit_blocks(request)
-        branch = self.index.common(request.block_hashes[:end])
+        branch = self.index.branch(request.block_hashes[:end])
         self._candidate = (request.request_id, hit.num_blocks, retention.kept_borders(hit.num_blocks, end, branch))
 
     # changes
@@ -237,6 +252,7 @@ class CacheManager:
         if they (or with `whole_prompt` the rest of its prompt, beside what others were promised) do not fit."""
         if not self.could_admit(request, hit, num_new, whole_prompt):
             return False
+        rank, follows = self._judge(request, hit)
         self.pool.touch(hit.found())
         taken = self.pool.take(self._demand(num_new))
         tables: list[PagedTable | StateTable] = []
@@ -251,7 +267,9 @@ class CacheManager:
                 table.trimmed = group.retention.blocks_of_hit(hit.num_blocks, self.block_size)
                 table.extend(found + new)
             tables.append(table)
-        held = self._held[request.request_id] = Held(tables, num_registered=hit.num_blocks)
+        held = self._held[request.request_id] = Held(
+            tables, hit.num_blocks, resumed_at=hit.num_blocks, follows=follows, rank=rank
+        )
         if self._candidate[0] == request.request_id:
             held.keep = self._candidate[2]
             self.index.note(request.block_hashes[: self._max_hit_blocks(request)])
@@ -259,6 +277,33 @@ class CacheManager:
         request.num_computed_tokens = hit.num_blocks * self.block_size
         self._claim(request)
         return True
+
+    def _judge(self, request: Request, hit: Hit) -> tuple[int, str]:
+        """The rank of what this request will leave in the cache, and after which kind of checkpoint it goes on, if it
+        is the first to do so. Learns from what was found and what was not."""
+        if not self._may_read(request) or request.num_preemptions:
+            return KEPT, ""
+        reuse, ends = self.reuse, [blocks[-1] for blocks in hit.blocks if blocks]
+        is_return = bool(ends) and all(end.uses == 0 == end.ref_count for end in ends)
+        last_used = reuse.last_used(reversed(request.block_hashes[hit.num_blocks :]))
+        in_time = last_used is not None and last_used > self.pool.oldest_kept()
+        if last_used is not None:
+            reuse.vote(in_time)
+        elif is_return and not reuse.is_thrashing:
+            reuse.vote(True)
+        kinds = {self.index.annotation(ends[group], KIND) for group in self._states if is_return}
+        kind = kinds.pop() if len(kinds) == 1 and (last_used is None or ANSWER in kinds) else ""
+        return KEPT if is_return or in_time or not reuse.is_thrashing else NEW, kind
+
+    def _evicted(self, block: Block) -> None:
+        assert block.hash is not None
+        if block.rank == NEW:
+            self.reuse.note_evicted(block.hash, block.free_since)
+        elif block.rank == KEPT:
+            self.reuse.note_evicted(block.hash, 0)  # as the least recently used of all
+        self.index.remove(block)
+        if self._lives is not None:
+            self._lives.evicted(block)
 
     def _restore(self, group: int, table: StateTable, found: list[Block]) -> None:
         """The state becomes that of the checkpoint at the end of `found`, which was touched and is let go."""
@@ -342,6 +387,7 @@ class CacheManager:
                 ids.append(table.extend(gained))
         self._note_held(request.request_id)
         held.num_registered = max(held.num_registered, hit.num_blocks)
+        held.resumed_at = hit.num_blocks
         gained_tokens = hit.num_blocks * self.block_size - request.num_computed_tokens
         request.num_computed_tokens += gained_tokens
         self._claim(request)
@@ -357,11 +403,11 @@ class CacheManager:
     def trim(self, request: Request) -> None:
         """Frees what the request's next token can no longer see."""
         if self._trimming:
-            tables = self._held[request.request_id].tables
+            held = self._held[request.request_id]
             for group in self._trimming:
-                table = tables[group]
+                table = held.tables[group]
                 assert isinstance(table, PagedTable)
-                self.pool.release(table.trim(request.num_computed_tokens))
+                self.pool.release(table.trim(request.num_computed_tokens), held.rank)
             self._note_held(request.request_id)
 
     def register(self, request: Request, step_id: int) -> None:
@@ -412,18 +458,22 @@ class CacheManager:
             self._roll(held, border)
 
     def _checkpoint(self, request: Request, held: Held, border: int) -> None:
-        del held.keep[border]
+        reason = held.keep.pop(border)
         self._hasher.extend(request)
         block_hash = request.block_hashes[border - 1]
         missing = [group for group in self._states if self.index.find(group, block_hash) is None]
         demand = [1 if group in missing else 0 for group in range(len(self.groups))]
-        if missing and self.pool.fits(demand):
+        if missing and self._has_room_for_copy(held, demand):
             for group, blocks in enumerate(self.pool.take(demand)):
                 for block in blocks:
                     self._copy_state(group, held, block)
                     self.index.insert(block, block_hash)
                     self._note_registered(self._planned_step, [block])
-                self.pool.release(blocks)
+                    self.index.annotate(block, KIND, reason)
+                    self._supersede(group, request.block_hashes[: held.resumed_at])
+                self.pool.release(blocks, held.rank)
+        elif missing:
+            self.reuse.note_evicted(block_hash, self.pool.now)
         self.index.disclaim([block_hash], request.request_id)
 
     def _roll(self, held: Held, border: int) -> None:
@@ -432,7 +482,7 @@ class CacheManager:
             table = held.tables[group]
             assert isinstance(table, StateTable)
             demand[group] = 1 if table.rolling is None else 0
-        if not self.pool.fits(demand):
+        if not self._has_room_for_copy(held, demand):
             return
         for group, blocks in enumerate(self.pool.take(demand)):
             table = held.tables[group]
@@ -441,6 +491,12 @@ class CacheManager:
                 assert table.rolling is not None
                 table.rolling_border = border
                 self._copy_state(group, held, table.rolling)
+
+    def _has_room_for_copy(self, held: Held, demand: list[int]) -> bool:
+        """A copy that would be among the first to go displaces nothing that is kept."""
+        if held.rank == NEW and any(n and self.pool.next_rank(group) == KEPT for group, n in enumerate(demand)):
+            return False
+        return self.pool.fits(demand)
 
     def _copy_state(self, group: int, held: Held, target: Block) -> None:
         table = held.tables[group]
@@ -459,6 +515,22 @@ class CacheManager:
                 block, border = table.state, computed // self.block_size
             if block is not None and border and self.index.insert(block, request.block_hashes[border - 1]):
                 self._note_registered(self._planned_step, [block])
+                self.index.annotate(block, KIND, ANSWER)
+                end = (request.num_prompt_tokens - 1) // self.block_size
+                if held.follows != ANSWER:  # the next may go on after this prompt, or be the same again
+                    end = min(held.resumed_at, end - 1)
+                self._supersede(group, request.block_hashes[:end])
+
+    def _supersede(self, group: int, hashes: Iterable[bytes]) -> None:
+        """A chain has gone on beyond these borders: checkpoints there go first from now on, but for those where others
+        branched off, which it would go back to if the others were lost."""
+        for block_hash in hashes:
+            block = self.index.find(group, block_hash)
+            if block is not None and (block.uses > 1 or self.index.annotation(block, KIND) == BRANCH):
+                self.pool.touch([block])
+                self.pool.release([block])
+            elif block is not None:
+                self.pool.supersede(block)
 
     def mark(self, request: Request) -> bool:
         """Before drafts are planned: remembers the state, so that `rollback` can return to it. False if there is no
@@ -523,10 +595,12 @@ class CacheManager:
             return
         if self._states and is_sound and self.enable_prefix_caching:
             self._leave_states(request, held)
+            self.index.note(request.block_hashes[: request.num_computed_tokens // self.block_size])
         self._keep_promise(request.request_id)
         self.index.disclaim(held.claims, request.request_id)
         for table in held.tables:
-            self.pool.release(table.held())
+            is_useless = isinstance(table, StateTable) and held.follows == PROMPT  # where clients drop the answer
+            self.pool.release(table.held(), SUPERSEDED if is_useless else held.rank)
 
     def block_ids(self, request: Request) -> BlockIds:
         return tuple([table.ids() for table in self._held[request.request_id].tables])
@@ -536,4 +610,5 @@ class CacheManager:
         if self._held:
             return False
         self._forget(self.index.all_blocks())
+        self.reuse = ReuseHistory()
         return True

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
-from octavo.cache.block import Block, FreeList, Slab
+from octavo.cache.block import EMPTY, KEPT, NEW, SUPERSEDED, Block, FreeBlocks, Slab
+from octavo.cache.lives import BlockLives
 
 
 class BlockPool:
@@ -25,8 +26,9 @@ class BlockPool:
         self.blocks_per_slab = tuple(blocks_per_slab)
         self.num_slabs = num_slabs - 1
         self._on_evict = on_evict
+        self.lives: BlockLives | None = None  # hears of blocks that are taken and touched
         self._slabs = [Slab(slab_id) for slab_id in range(num_slabs)]
-        self._free = [FreeList() for _ in blocks_per_slab]
+        self._free = [FreeBlocks() for _ in blocks_per_slab]
         self._unowned: list[Slab] = self._slabs[:0:-1]  # a stack; the lowest comes first
         # by owner: idle slabs that hold cached blocks, oldest first
         self._idle_owned: list[OrderedDict[int, Slab]] = [OrderedDict() for _ in blocks_per_slab]
@@ -82,10 +84,10 @@ class BlockPool:
         for group in range(len(left)):
             while left[group]:
                 block = self._choose(group, left)
-                if block.hash is not None:
-                    self._on_evict(block)
-                    block.hash = None
+                self._evict(block)
                 self._reference(block)
+                if self.lives is not None:
+                    self.lives.taken(block)
                 taken[group].append(block)
                 left[group] -= 1
         return taken
@@ -94,10 +96,15 @@ class BlockPool:
         """One more reference for each: a cache hit."""
         for block in blocks:
             self._reference(block)
+            block.uses += 1
+            if self.lives is not None:
+                self.lives.touched(block)
 
-    def release(self, blocks: Iterable[Block]) -> None:
+    def release(self, blocks: Iterable[Block], rank: int = KEPT) -> None:
         """One reference less for each. Blocks that become free are reused in this order: those that nobody could find
-        first, cached ones last, so pass the tail of a chain before its prefix."""
+        first, then by rank; within one, the latest release last (NEW: first). So pass the tail of a chain before its
+        prefix. What others have found already is KEPT."""
+        new: list[Block] = []
         for block in blocks:
             assert block.ref_count > 0, f"{block!r} is not held"
             block.ref_count -= 1
@@ -106,22 +113,65 @@ class BlockPool:
                 block.free_since = self._clock
                 free = self._free[block.group]
                 if block.hash is None:
-                    free.prepend(block)
+                    free.prepend(block, EMPTY)
+                elif block.uses:
+                    free.append(block, KEPT)
+                elif rank == NEW:
+                    new.append(block)
+                    continue
                 else:
-                    free.append(block)
+                    free.append(block, rank)
                 self._slept(block)
+        for block in reversed(new):
+            self._free[block.group].prepend(block, NEW)
+            self._slept(block)
+
+    def supersede(self, block: Block) -> None:
+        """If the block is free, it goes before all that is worth more."""
+        if block.ref_count == 0 and block.rank > SUPERSEDED:
+            free = self._free[block.group]
+            free.remove(block)
+            free.append(block, SUPERSEDED)
+            if block.slab.num_used == 0:
+                self._place_idle(block.slab)
+
+    def oldest_kept(self) -> int:
+        """When that kept block became free that is next to go, by the pool's clock; the latest of all groups."""
+        return max((block.free_since for free in self._free if (block := free.ranks[KEPT].first)), default=self._clock)
+
+    @property
+    def now(self) -> int:
+        """The time that `free_since` is measured in."""
+        return self._clock
+
+    def next_rank(self, group: int) -> int:
+        """The rank of the block that `take` would give to `group` next."""
+        first, slab = self._free[group].first, self._oldest_of_others(group)
+        ranks = [first.rank if first else KEPT, slab.worth[0] if slab else KEPT]
+        return EMPTY if self._unowned else min(ranks)
 
     def forget(self, block: Block) -> None:
         """The block's content is no longer to be found (its hash has left the index)."""
         block.hash = None
+        block.uses = 0
         if block.ref_count == 0:
             free = self._free[block.group]
             free.remove(block)
-            free.prepend(block)
+            free.prepend(block, EMPTY)
             if block.slab.num_used == 0:
                 self._return_if_empty(block.slab)
 
     # inside
+
+    def _evict(self, block: Block) -> None:
+        """A free block loses its content, if it has any."""
+        if block.hash is not None:
+            self._on_evict(block)
+            free = self._free[block.group]
+            free.remove(block)
+            block.hash = None
+            block.uses = 0
+            free.prepend(block, EMPTY)
 
     def _reference(self, block: Block) -> None:
         if block.ref_count == 0:
@@ -141,10 +191,16 @@ class BlockPool:
         self._num_spare[slab.owner] += 1
         if slab.num_used == 0:
             self._num_spare[slab.owner] -= self.blocks_per_slab[slab.owner]
-            slab.idle_since = self._clock
             self.num_idle_slabs += 1
-            self._idle_owned[slab.owner][slab.slab_id] = slab
+            self._place_idle(slab)
             self._return_if_empty(slab)
+
+    def _place_idle(self, slab: Slab) -> None:
+        """Among the idle slabs of its owner, in the place of the block in it that should go last."""
+        idle = self._idle_owned[slab.owner]
+        slab.worth = max((block.rank, block.free_since) for block in slab.blocks)
+        idle[slab.slab_id] = slab
+        idle.move_to_end(slab.slab_id, last=slab.worth[0] == KEPT)
 
     def _return_if_empty(self, slab: Slab) -> None:
         """An idle slab without cached blocks belongs to nobody."""
@@ -154,9 +210,7 @@ class BlockPool:
 
     def _disown(self, slab: Slab) -> None:
         for block in slab.blocks:
-            if block.hash is not None:
-                self._on_evict(block)
-                block.hash = None
+            self._evict(block)
             self._free[slab.owner].remove(block)
         del self._idle_owned[slab.owner][slab.slab_id]
         slab.blocks, slab.owner = [], -1
@@ -167,14 +221,9 @@ class BlockPool:
         per_slab = self.blocks_per_slab[group]
         slab.owner = group
         slab.blocks = [Block(slab.slab_id * per_slab + i, group, slab) for i in range(per_slab)]
-        free = self._free[group]
-        fresh = free.first is None or free.first.hash is None
-        for block in slab.blocks if fresh else reversed(slab.blocks):
-            if fresh:
-                free.append(block)
-            else:
-                free.prepend(block)
-        slab.idle_since = 0
+        for block in slab.blocks:
+            self._free[group].append(block, EMPTY)
+        slab.worth = (EMPTY, 0)
         self._idle_owned[group][slab.slab_id] = slab
 
     def _choose(self, group: int, left: Sequence[int]) -> Block:
@@ -187,7 +236,7 @@ class BlockPool:
                 self._cut(self._unowned.pop(), group)
             elif len(left) > 1:
                 slab = self._oldest_of_others(group)
-                is_older = slab is not None and (first is None or slab.idle_since < first.free_since)
+                is_older = slab is not None and (first is None or slab.worth < (first.rank, first.free_since))
                 if slab is not None and is_older and self._may_open_slab(group, left):
                     self._disown(slab)
                     self._cut(slab, group)
@@ -199,7 +248,7 @@ class BlockPool:
 
     def _oldest_of_others(self, group: int) -> Slab | None:
         oldest = [next(iter(idle.values())) for owner, idle in enumerate(self._idle_owned) if idle and owner != group]
-        return min(oldest, key=lambda slab: slab.idle_since, default=None)
+        return min(oldest, key=lambda slab: slab.worth, default=None)
 
     def _may_open_slab(self, group: int, left: Sequence[int]) -> bool:
         """Would using one more idle slab for `group` still leave enough for everything that is yet to be taken?"""

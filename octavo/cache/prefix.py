@@ -59,7 +59,7 @@ class PrefixIndex:
         self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups)]
         self._annotations: dict[tuple[int, int], dict[str, Any]] = {}  # (group, block id) -> kind -> data
         self._owners: dict[bytes, str] = {}  # blocks that a running request is about to compute
-        self._seen: OrderedDict[bytes, None] = OrderedDict()  # hashes without blocks, latest last
+        self._seen: OrderedDict[bytes, bytes] = OrderedDict()  # hash -> the one that followed it, if any; latest last
 
     def __len__(self) -> int:
         return sum(map(len, self._blocks))
@@ -92,16 +92,19 @@ class PrefixIndex:
 
     # which prompts came by
 
-    def common(self, hashes: Sequence[bytes]) -> int:
-        """How many leading blocks some earlier prompt had in common with this chain."""
-        return next((i for i, block_hash in enumerate(hashes) if block_hash not in self._seen), len(hashes))
+    def branch(self, hashes: Sequence[bytes]) -> int:
+        """After how many blocks this chain leaves an earlier one that went on otherwise; 0 if it leaves none."""
+        seen = self._seen
+        common = next((i for i, block_hash in enumerate(hashes) if block_hash not in seen), len(hashes))
+        return common if common and seen[hashes[common - 1]] else 0
 
     def note(self, hashes: Sequence[bytes]) -> None:
-        """Remembers a prompt's chain."""
-        seen = self._seen
+        """Remembers a chain."""
+        seen, following = self._seen, b""
         for block_hash in reversed(hashes):  # beginnings last, so that they are forgotten last
-            seen[block_hash] = None
+            seen[block_hash] = following or seen.get(block_hash, b"")
             seen.move_to_end(block_hash)
+            following = block_hash
         while len(seen) > MAX_SEEN:
             seen.popitem(last=False)
 

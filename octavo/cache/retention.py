@@ -11,6 +11,9 @@ from typing import Protocol
 
 Found = Callable[[int], bool]  # is block i of this request in the index?
 
+# Why a state is kept at a border.
+PROMPT, ANSWER, BRANCH = "end of the prompt", "end of the answer", "prompts branch here"
+
 
 class Retention(Protocol):
     def first_live_block(self, num_computed: int, block_size: int) -> int:
@@ -27,6 +30,9 @@ class Retention(Protocol):
 
     def table_width(self, num_tokens: int, block_size: int) -> int:
         """Places in the device's table of a row of up to `num_tokens`."""
+
+    def describe(self, block_size: int) -> str:
+        """What is kept, for people."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class KeepAll:
 
     def table_width(self, num_tokens: int, block_size: int) -> int:
         return -(-num_tokens // block_size)
+
+    def describe(self, block_size: int) -> str:
+        return "every token"
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,9 @@ class KeepWindow:
     def table_width(self, num_tokens: int, block_size: int) -> int:
         return -(-num_tokens // block_size)
 
+    def describe(self, block_size: int) -> str:
+        return f"the last {self.window:,} tokens"
+
 
 @dataclass(frozen=True)
 class KeepLatest:
@@ -108,6 +120,13 @@ class KeepLatest:
         border that a hit of the same prompt may use, `branch` the one up to which an earlier prompt was the same."""
         every = max(self.checkpoint_every, -(-end // self.max_checkpoints))
         kept = dict.fromkeys(range(every, end, every), f"every {every} blocks")
-        kept[branch] = "prompts branch here"
-        kept[end] = "end of the prompt"
+        kept[branch] = BRANCH
+        kept[end] = PROMPT
         return {border: why for border, why in kept.items() if hit < border <= end}
+
+    def describe(self, block_size: int) -> str:
+        return (
+            f"one state a request; checkpoints at the end of every prompt, at the last border of {block_size} tokens "
+            f"passed in decoding, where prompts branch, and every {self.checkpoint_every * block_size:,} tokens of a "
+            f"prompt (at most {self.max_checkpoints}), of which those that a conversation has passed go first"
+        )

@@ -42,6 +42,7 @@ REQUIRED = (
     "pyyaml",
     "llguidance",
     "prometheus-client",
+    "llguidance",
 )
 OPTIONAL = {"transformers": "only tests and comparisons with it are impossible"}
 

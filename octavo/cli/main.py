@@ -35,6 +35,7 @@ COMMANDS = {
     "run": Command("octavo.cli.run", "Answer one prompt and stop."),
     "chat": Command("octavo.cli.chat", "Talk with a model in the terminal."),
     "bench": Command("octavo.cli.bench", "Measure latency, throughput or start-up."),
+    "explain": Command("octavo.cli.explain", "Show what would be chosen for a model, why, and what it would cost."),
     "pull": Command("octavo.cli.pull", "Fetch a model ahead of time."),
     "doctor": Command("octavo.cli.doctor", "Show what this machine offers and what is missing."),
 }

@@ -71,6 +71,7 @@ class MachineConfig:
     log_stats: bool
     metrics_prefix: str = "octavo"
     otlp_traces_endpoint: str | None = None
+    block_lives_sample: float = 0.0  # share of cache blocks whose lives are measured
 
 
 @dataclass(frozen=True)

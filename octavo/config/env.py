@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from octavo.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,14 @@ VARIABLES: tuple[Variable, ...] = (
         "OCTAVO_TEST_FAULTS",
         "",
         "For octavo's own tests: token ids in prompts of two tokens and more at which the engine's process fails, as "
-        "`raise=7,nan=8,exit=9`, and `delay=0.01` seconds before each step. Never set it where anybody is served.",
+        "`raise=7,nan=8,exit=9,hang=6`, and `delay=0.01` seconds before each step. Never set it where anybody is "
+        "served.",
+    ),
+    Variable(
+        "OCTAVO_EXECUTE_MODEL_TIMEOUT_SECONDS",
+        "300",
+        "Seconds after which a step that has not ended counts as one that never will: the engine's process is killed "
+        "and another one started. 0: never.",
     ),
     Variable("OCTAVO_API_KEY", "", "Key that requests to `octavo serve` must bring, where no --api-key is given."),
 )
@@ -36,10 +46,27 @@ def read(name: str) -> str:
     return os.environ.get(name) or _BY_NAME[name].default
 
 
+def read_seconds(name: str) -> float:
+    """The same of a variable that is a time. Raises ConfigurationError."""
+    text = read(name)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < math.inf:
+        raise ConfigurationError(f"{name} must be a number of seconds of at least 0, got {text!r}")
+    return seconds
+
+
 def cache_directory() -> Path:
     """Where octavo keeps files between runs. Not created here."""
     own = read("OCTAVO_CACHE")
     return Path(own).expanduser() if own else Path(read("XDG_CACHE_HOME")).expanduser() / "octavo"
+
+
+def keep_compiled_kernels() -> None:
+    """FlashAttention-4 keeps what it has compiled between runs only if it is told to, before it is imported."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
 
 
 def child_environment(**extra: str) -> dict[str, str]:

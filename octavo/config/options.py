@@ -183,6 +183,12 @@ class Options:
     metrics_prefix: Literal["octavo", "vllm"] = option(
         "octavo", "machine", "What names of metrics begin with. vllm: as dashboards made for vLLM expect them."
     )
+    kv_cache_metrics: bool = option(
+        False, "machine", "Measure how long cached blocks live, lie idle and wait to be found again, in a sample."
+    )
+    kv_cache_metrics_sample: float = option(
+        0.01, "machine", "Share of cache blocks in that sample.", low=0.0001, high=1.0
+    )
     otlp_traces_endpoint: str | None = option(
         None,
         "machine",

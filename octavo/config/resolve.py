@@ -238,6 +238,7 @@ class _Choice:
             not options.disable_log_stats,
             options.metrics_prefix,
             options.otlp_traces_endpoint,
+            options.kv_cache_metrics_sample if options.kv_cache_metrics and not options.disable_log_stats else 0.0,
         )
 
     def structured(self) -> StructuredConfig:

@@ -28,6 +28,9 @@ class ServeOptions:
     ssl_cert_reqs: int = option(
         0, "listen", "Client certificates: 0 not asked for, 1 optional, 2 required.", low=0, high=2
     )
+    enable_ssl_refresh: bool = option(
+        False, "listen", "Load the TLS files again when they change, for new connections."
+    )
 
     # ---- access
     api_key: list[str] = option(
@@ -76,6 +79,12 @@ class ServeOptions:
     )
 
     # ---- operation
+    middleware: list[str] = option(
+        [],
+        "operation",
+        "Import path of an ASGI middleware class, or of an async function of a request and what answers it, to put "
+        "round the server. Repeatable; the last is outermost.",
+    )
     api_server_count: int = option(1, "operation", "Processes that answer HTTP.", low=1)
     shutdown_timeout: float = option(
         0.0,
@@ -108,6 +117,11 @@ def make_serve_options(values: Mapping[str, Any]) -> ServeOptions:
     options = ServeOptions(**checked)
     if (options.ssl_keyfile is None) != (options.ssl_certfile is None):
         raise ConfigurationError("ssl_keyfile and ssl_certfile are needed together")
+    for name in ("ssl_ca_certs", "ssl_cert_reqs", "enable_ssl_refresh"):
+        if getattr(options, name) and options.ssl_certfile is None:
+            raise ConfigurationError(f"{name} needs ssl_keyfile and ssl_certfile: there is no TLS without them")
+    if options.ssl_cert_reqs and options.ssl_ca_certs is None:
+        raise ConfigurationError("ssl_cert_reqs needs ssl_ca_certs: without them no client certificate counts")
     if options.root_path and not options.root_path.startswith("/"):
         raise ConfigurationError(f"root_path must begin with /, got {options.root_path!r}")
     return options

@@ -64,6 +64,14 @@ class StepShare(msgspec.Struct, array_like=True, frozen=True):
     is_prefill: bool
 
 
+class BlockLife(msgspec.Struct, array_like=True, frozen=True):
+    """A cached block from when it was taken to when its content gave way to something else. Seconds."""
+
+    lifetime: float
+    idle: float  # since it was taken, or last found in the cache
+    reuse_gaps: list[float]  # from one time that it was found to the next, of the last few
+
+
 class StepStats(msgspec.Struct, array_like=True, frozen=True):
     """Counters of one step, for logs, metrics and benchmarks. Times in seconds."""
 
@@ -86,6 +94,7 @@ class StepStats(msgspec.Struct, array_like=True, frozen=True):
     num_corrupted: int = 0  # requests that ended because their results were not finite
     num_steps: int = 1  # that these counters sum up; 0: ends that no step brought
     shares: list[StepShare] | None = None  # while somebody watches
+    block_lives: list[BlockLife] | None = None  # that have ended, of the blocks in the sample
 
 
 class StepOutputs(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -171,6 +180,12 @@ class Failed(msgspec.Struct, array_like=True, frozen=True, tag=True):
 
 class Stop(msgspec.Struct, array_like=True, frozen=True, tag=True):
     """End in order, without finishing what is running."""
+
+
+class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=True):
+    """To the core, which sends it back between two steps."""
+
+    number: int
 
 
 CoreState = Literal["starting", "ready", "restarting", "draining", "dead"]

@@ -14,6 +14,7 @@ from octavo.core.messages import (
     CoreStatus,
     Failed,
     Goodbye,
+    Heartbeat,
     Hello,
     LaunchCore,
     LaunchFrontend,
@@ -27,7 +28,7 @@ from octavo.core.messages import (
 
 ToCore: TypeAlias = Hello | Submit | Abort | Query | Goodbye
 ToFrontend: TypeAlias = StepOutputs | Reply
-Control: TypeAlias = LaunchCore | LaunchFrontend | Ready | Failed | Stop | CoreStatus
+Control: TypeAlias = LaunchCore | LaunchFrontend | Ready | Failed | Stop | Heartbeat | CoreStatus
 
 _T = TypeVar("_T")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from octavo.cache.lives import BlockLives
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import EngineConfig
 from octavo.core.hooks import TokenCap
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
     """Loads the model and makes the core. Raises CheckpointError, ConfigurationError, OutOfMemory."""
     worker = Worker(config, platform)
+    sample = config.machine.block_lives_sample
     cache = CacheManager(
         worker.groups,
         worker.slabs.blocks_per_slab,
@@ -31,6 +33,7 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
         enable_prefix_caching=config.cache.enable_prefix_caching,
         hash_algorithm=config.cache.hash_algo,
         watermark=config.scheduler.watermark,
+        lives=BlockLives(sample) if sample else None,
     )
     longest = cache.max_tokens(config.scheduler.max_model_len)
     if longest < config.scheduler.max_model_len:

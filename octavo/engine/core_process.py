@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from importlib import import_module
 from queue import SimpleQueue
 
@@ -20,7 +21,7 @@ import zmq
 
 from octavo.config import env
 from octavo.config.engine_config import decode_config
-from octavo.core.messages import CoreFacts, Failed, LaunchCore, Ready, Stop
+from octavo.core.messages import CoreFacts, Failed, Heartbeat, LaunchCore, Ready, Stop
 from octavo.core.wire import MalformedMessage
 from octavo.engine.control import Channel, parent_channel
 from octavo.engine.core_server import CoreServer, open_router
@@ -55,6 +56,9 @@ class Parent:
                 message = None
             if isinstance(message, LaunchCore):
                 self.launch.put(message)
+            elif isinstance(message, Heartbeat):
+                if self._server is not None:
+                    self._server.call(partial(self._channel.send, message))
             elif isinstance(message, Stop):
                 with self._lock:
                     if self._server is None:  # still loading

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -71,6 +72,7 @@ class CoreServer:
         self._frontends: dict[bytes, _Frontend] = {}  # by ZMQ identity
         self._owners: dict[str, _Frontend] = {}  # by request id
         self._unreachable: set[bytes] = set()  # front ends whose connection is closed
+        self._calls: deque[Callable[[], object]] = deque()
         self._is_stopping = self._is_draining = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         for end in (self._wake_receiver, self._wake_sender):
@@ -80,6 +82,11 @@ class CoreServer:
     def stop(self) -> None:
         """After the step at hand."""
         self._is_stopping = True
+        self.wake()
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Between two steps, soon."""
+        self._calls.append(function)
         self.wake()
 
     def drain(self) -> None:
@@ -96,6 +103,8 @@ class CoreServer:
     def run(self) -> None:
         next_look = 0.0
         while True:
+            while self._calls:
+                self._calls.popleft()()
             self._receive()
             while self._unreachable:
                 self._drop(self._unreachable.pop(), "is not connected any more")

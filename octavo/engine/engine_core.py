@@ -43,6 +43,7 @@ class EngineCore:
         self._constraint = constraint
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
+        self._suspected_before = 0  # steps before this one were planned without regard to who is suspected
         self._random = random.Random(seed)
         self._pending: list[Delta] = []  # ends that no step brought: aborts and failures
         self._started: list[str] = []  # that the next outputs report
@@ -88,9 +89,7 @@ class EngineCore:
                 raise
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        deltas = self.scheduler.abort(request_ids)
-        self._pending += deltas
-        self._quarantine.clear(delta.request_id for delta in deltas)
+        self._pending += self.scheduler.abort(request_ids)
 
     def reset_prefix_cache(self) -> bool:
         """Forgets cached prefixes. False while requests hold blocks."""
@@ -127,6 +126,8 @@ class EngineCore:
         started = time.perf_counter()
         scheduling = 0.0
         self.scheduler.is_watched = started < self._watched_until
+        if self._quarantine:
+            self._quarantine.retain(self.scheduler.requests)
         depth = 1 if self._quarantine else self.depth
         while len(self._in_flight) < depth:
             before = time.perf_counter()
@@ -162,7 +163,7 @@ class EngineCore:
         proven = self._proven(planned, result.failed) if self._quarantine else []
         deltas = self.scheduler.update(handle.plan, result)
         if result.failed:
-            deltas += self._isolate(result.failed)
+            deltas += self._isolate(result.failed, handle.plan.step_id)
         if self._quarantine:
             self._clear_suspects(proven)
         updating = time.perf_counter() - before
@@ -192,6 +193,7 @@ class EngineCore:
             num_prefix_hits=planned.num_prefix_hits,
             num_corrupted=self._num_corrupted,
             shares=planned.shares,
+            block_lives=self.scheduler.cache.take_lives(),
         )
         self._num_corrupted = 0
         return self._outputs(deltas, stats)
@@ -248,18 +250,22 @@ class EngineCore:
             self._suspect([suspects])
         return self._outputs(deltas, None)
 
-    def _isolate(self, failed: dict[str, str]) -> list[Delta]:
+    def _isolate(self, failed: dict[str, str], step_id: int) -> list[Delta]:
         """Rows whose results were not finite. Whoever is flagged while running alone is guilty; others may only have
-        read what a guilty one wrote, so each is tried alone on a cache that nobody else has touched."""
+        read what a guilty one wrote, so each is tried alone on a cache that nobody else has touched. A step that was in
+        flight when they came under suspicion says nothing new of them."""
         deltas: list[Delta] = []
         group = self._quarantine.group
+        if step_id < self._suspected_before:
+            failed = {name: reason for name, reason in failed.items() if name not in self._quarantine}
         for request_id, reason in failed.items():
+            self.scheduler.distrust(request_id)
             if group == [request_id]:
                 self._num_corrupted += 1
                 deltas += self._condemn(request_id, reason)
-            else:
-                self.scheduler.distrust(request_id)
-        self._suspect([[request_id] for request_id in failed if request_id in self.scheduler.requests])
+        suspects = [[request_id] for request_id in failed if request_id in self.scheduler.requests]
+        if suspects:
+            self._suspect(suspects)
         return deltas
 
     def _suspect(self, groups: list[list[str]]) -> None:
@@ -269,12 +275,11 @@ class EngineCore:
             for request_id in group:
                 live[request_id].skip_cache_reads = True
         self._quarantine.suspect(groups)
+        self._suspected_before = self.scheduler.next_step_id
 
     def _condemn(self, request_id: str, reason: str) -> list[Delta]:
         logger.warning("request %s ends: %s", request_id, reason)
-        deltas = self.scheduler.fail(request_id, reason)
-        self._quarantine.clear([request_id])
-        return deltas
+        return self.scheduler.fail(request_id, reason)
 
     def _proven(self, planned: Planned, failed: dict[str, str]) -> list[str]:
         """Who gets a sound token from this step."""
@@ -286,8 +291,7 @@ class EngineCore:
         for request_id in proven:
             if request_id in live:
                 live[request_id].skip_cache_reads = False
-        gone = [request_id for request_id in self._quarantine.group or () if request_id not in live]
-        self._quarantine.clear(proven + gone)
+        self._quarantine.clear(proven)
 
     def _unblock_quarantine(self) -> None:
         """The group under suspicion cannot be planned beside the others' blocks: let it have the whole cache."""

@@ -23,48 +23,89 @@ from pathlib import Path
 import zmq
 
 import octavo.errors
+from octavo.config import env
 from octavo.config.engine_config import EngineConfig, encode_config
-from octavo.core.messages import CoreFacts, CoreState, CoreStatus, Failed, LaunchCore, LaunchFrontend, Ready, Stop
+from octavo.core.messages import (
+    CoreFacts,
+    CoreState,
+    CoreStatus,
+    Failed,
+    Heartbeat,
+    LaunchCore,
+    LaunchFrontend,
+    Ready,
+    Stop,
+)
 from octavo.core.wire import MalformedMessage
 from octavo.engine.control import Channel, Child, parent_channel, start_child
 from octavo.errors import CheckpointError, ConfigurationError, EngineDead, OctavoError, OutOfMemory
 
 _log = logging.getLogger(__name__)
 
+STEP_TIMEOUT = "OCTAVO_EXECUTE_MODEL_TIMEOUT_SECONDS"
 MAX_FAILED_STARTS = 5  # in a row; then the engine is dead
 _STOP_SECONDS = 5.0  # for a step to end; then the core is killed
 _HEALTHY_SECONDS = 30.0  # a core that lived so long starts the back-off anew
 FIRST_DELAY = 0.5  # seconds after the second death in a row; then it doubles
 _MAX_DELAY = 30.0
+_TICK = 0.5  # seconds between two looks at a core that says nothing
+_HEARTBEAT = 15.0  # seconds between two questions whether it is alive
 _MAX_SOCKET_PATH = 100  # bytes; systems allow 104 to 108
 # Trying again changes nothing, unless the machine was different when the last core started.
 _HOPELESS = (ConfigurationError, CheckpointError, OutOfMemory)
 
 
-class Supervisor:
+class Announced:
+    """A status that any thread may read, and be told of: everybody sees the same order."""
+
+    def __init__(self, status: CoreStatus) -> None:
+        self._status = status
+        self._callbacks: list[Callable[[CoreStatus], None]] = []
+        self._lock = threading.RLock()
+
+    @property
+    def status(self) -> CoreStatus:
+        return self._status
+
+    def subscribe(self, callback: Callable[[CoreStatus], None]) -> Callable[[], None]:
+        with self._lock:
+            self._callbacks.append(callback)
+            callback(self._status)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if callback in self._callbacks:
+                    self._callbacks.remove(callback)
+
+        return unsubscribe
+
+    def _announce(self, state: CoreStatus) -> None:
+        with self._lock:
+            self._status = state
+            for callback in list(self._callbacks):
+                callback(state)
+
+
+class Supervisor(Announced):
     """Owns the core's process and the private directory of its sockets. The process starts at once, and imports what
-    it needs while its configuration is still being made; `configure` or `give_up` must follow."""
+    it needs while its configuration is still being made; `configure` or `give_up` must follow. Raises
+    ConfigurationError."""
 
     index = 0
 
     def __init__(self) -> None:
         self.token = secrets.token_bytes(16)
         self.failure: OctavoError | None = None  # why the engine is dead
-        self._status = CoreStatus("starting", 1, "the engine's process starts")
-        self._callbacks: list[Callable[[CoreStatus], None]] = []
-        self._lock = threading.RLock()  # status and callbacks: everybody sees the same order
+        self.step_timeout = env.read_seconds(STEP_TIMEOUT)  # 0: none
+        super().__init__(CoreStatus("starting", 1, "the engine's process starts"))
         self._config: bytes | None = None
         self._is_stopping = self._is_draining = False
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
-        self._directory = _private_directory()
+        self.directory = _private_directory()  # for sockets: only this user may enter
         self._thread = threading.Thread(target=self._run, name="octavo-supervisor", daemon=True)
         self._thread.start()
-
-    @property
-    def status(self) -> CoreStatus:
-        return self._status
 
     def configure(self, config: EngineConfig) -> None:
         """Raises ConfigurationError where it cannot be sent."""
@@ -80,18 +121,6 @@ class Supervisor:
     def drain(self) -> None:
         """From now on a core that ends is not replaced."""
         self._is_draining = True
-
-    def subscribe(self, callback: Callable[[CoreStatus], None]) -> Callable[[], None]:
-        with self._lock:
-            self._callbacks.append(callback)
-            callback(self._status)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                if callback in self._callbacks:
-                    self._callbacks.remove(callback)
-
-        return unsubscribe
 
     def stop(self) -> None:
         """Returns when the core has ended and its directory is gone."""
@@ -129,7 +158,7 @@ class Supervisor:
             _log.exception("the engine's process cannot be watched any more")
             self._die(EngineDead(f"{type(unexpected).__name__}: {unexpected}"))
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            shutil.rmtree(self.directory, ignore_errors=True)
             self._wake_receiver.close()
             self._wake_sender.close()
 
@@ -137,13 +166,14 @@ class Supervisor:
         """One process from start to end: (seconds that it was ready, None if it never was; why it ended; the error
         that it named)."""
         try:
-            child = start_child("octavo.engine.core_process", [self._directory])
+            child = start_child("octavo.engine.core_process", [self.directory])
         except OSError as refused:  # no process, no descriptors
             return None, str(refused), None
         self._set(self._status.state, incarnation, self._status.reason, pid=child.pid)
         ready_at: float | None = None
         failed: Failed | None = None
         is_configured = False
+        pulse = _Pulse(child.channel)
         with selectors.DefaultSelector() as selector:
             selector.register(child.channel, selectors.EVENT_READ)
             selector.register(self._wake_receiver, selectors.EVENT_READ)
@@ -156,7 +186,9 @@ class Supervisor:
                     is_configured = True
                     address, level = self._address(incarnation), logging.getLogger("octavo").getEffectiveLevel()
                     child.channel.send(LaunchCore(self._config, address, self.token, level))
-                readable = [key.fileobj for key, _ in selector.select(0.5)]
+                readable = [key.fileobj for key, _ in selector.select(_TICK)]
+                if ready_at is not None and pulse.has_stopped(self.step_timeout):
+                    child.process.kill()
                 if self._wake_receiver in readable:
                     self._wake_receiver.recv(4096)
                 if child.channel in readable:
@@ -170,6 +202,8 @@ class Supervisor:
                         ready_at = time.monotonic()
                         facts, address = message.facts, message.address
                         self._set("ready", incarnation, pid=child.pid, address=address, facts=facts)
+                    elif isinstance(message, Heartbeat):
+                        pulse.answered(message)
                     elif isinstance(message, Failed):
                         failed = message
                     elif message is None:
@@ -177,16 +211,18 @@ class Supervisor:
                 elif child.process.poll() is not None:
                     break
         child.end(1.0)
-        Path(self._directory, f"core-{incarnation}").unlink(missing_ok=True)
+        Path(self.directory, f"core-{incarnation}").unlink(missing_ok=True)
         lived = None if ready_at is None else time.monotonic() - ready_at
         if failed is not None:
             named = _named_error(failed)
             return lived, str(named), named
+        if pulse.is_dead:
+            return lived, f"a step took more than {self.step_timeout:g} s, {STEP_TIMEOUT}", None
         return lived, child.why_ended(), None
 
     def _address(self, incarnation: int) -> str:
         """A new one for each process, so that nothing meant for one reaches another."""
-        path = f"{self._directory}/core-{incarnation}"
+        path = f"{self.directory}/core-{incarnation}"
         if zmq.has("ipc") and len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
             return f"ipc://{path}"
         return "tcp://127.0.0.1:*"
@@ -201,13 +237,10 @@ class Supervisor:
         address: str = "",
         facts: CoreFacts | None = None,
     ) -> None:
-        with self._lock:
-            self._status = CoreStatus(state, incarnation, reason, pid, address, facts or self._status.facts)
-            for callback in list(self._callbacks):
-                callback(self._status)
+        self._announce(CoreStatus(state, incarnation, reason, pid, address, facts or self._status.facts))
 
     def _die(self, error: OctavoError) -> None:
-        _log.error("the engine is dead: %s", error)
+        _log.log(logging.INFO if self._is_draining else logging.ERROR, "the engine is dead: %s", error)
         self.failure = error
         self._set("dead", self._status.incarnation, str(error))
 
@@ -223,9 +256,41 @@ class Supervisor:
             return
 
 
-class ParentSource:
+class _Pulse:
+    """Whether a core's loop still turns: asked every now and then, it must answer between two steps."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._number = 0
+        self._is_asked = False
+        self._waited = 0.0  # seconds, since it was asked or since it answered
+        self._looked = time.monotonic()
+        self.is_dead = False
+
+    def answered(self, heartbeat: Heartbeat) -> None:
+        if self._is_asked and heartbeat.number == self._number:
+            self._is_asked, self._waited = False, 0.0
+
+    def has_stopped(self, limit: float) -> bool:
+        """Called at least every _TICK seconds, or time stands still: a suspended machine is no reason to kill."""
+        now = time.monotonic()
+        self._waited += min(now - self._looked, 2 * _TICK)
+        self._looked = now
+        if not limit or self.is_dead:
+            return False
+        if self._is_asked:
+            self.is_dead = self._waited > limit
+        elif self._waited >= min(_HEARTBEAT, limit / 4):
+            self._number += 1
+            self._is_asked, self._waited = True, 0.0
+            self._channel.send(Heartbeat(self._number))
+        return self.is_dead
+
+
+class ParentSource(Announced):
     """In a front end that another process started: `launch` is what it was given, statuses follow. Ends this process
-    when that one dies, and sends it SIGTERM when that one says `Stop`."""
+    when that one dies. `on_stop` is called on a thread when that one says `Stop`; unset, this process gets a SIGTERM.
+    """
 
     def __init__(self, fd: int) -> None:
         self._channel: Channel = parent_channel(fd)
@@ -233,26 +298,9 @@ class ParentSource:
         if not isinstance(launch, LaunchFrontend):
             raise OctavoError("a front end was started by nobody that knows how")
         self.launch, self.index, self.token = launch, launch.index, launch.token
-        self._status = CoreStatus("starting", 1)
-        self._callbacks: list[Callable[[CoreStatus], None]] = []
-        self._lock = threading.RLock()
+        super().__init__(CoreStatus("starting", 1))
+        self.on_stop: Callable[[], None] = _terminate
         threading.Thread(target=self._listen, name="octavo-parent", daemon=True).start()
-
-    @property
-    def status(self) -> CoreStatus:
-        return self._status
-
-    def subscribe(self, callback: Callable[[CoreStatus], None]) -> Callable[[], None]:
-        with self._lock:
-            self._callbacks.append(callback)
-            callback(self._status)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                if callback in self._callbacks:
-                    self._callbacks.remove(callback)
-
-        return unsubscribe
 
     def drain(self) -> None:
         """The core is not this process's."""
@@ -267,12 +315,9 @@ class ParentSource:
             except MalformedMessage:
                 message = None
             if isinstance(message, CoreStatus):
-                with self._lock:
-                    self._status = message
-                    for callback in list(self._callbacks):
-                        callback(message)
+                self._announce(message)
             elif isinstance(message, Stop):
-                os.kill(os.getpid(), signal.SIGTERM)
+                self.on_stop()
             else:
                 os._exit(1)
 
@@ -310,17 +355,20 @@ class FrontendGroup:
         with self._lock:
             return [self._children[index].pid for index in sorted(self._children)]
 
-    def stop(self, seconds: float) -> None:
-        """SIGTERM to all of them; those that have not ended after `seconds` are killed. May be called again."""
+    def stop(self, seconds: float, is_urgent: Callable[[], bool] = lambda: False) -> None:
+        """`Stop` to all of them; those that have not ended after `seconds`, or as soon as it `is_urgent`, are killed.
+        May be called again."""
         with self._lock:
             self._is_stopping = True
             children = list(self._children.values())
         self._unsubscribe()
         for child in children:
-            child.process.terminate()
+            child.channel.send(Stop())
         end = time.monotonic() + seconds
+        while any(child.process.poll() is None for child in children) and time.monotonic() < end and not is_urgent():
+            time.sleep(0.02)
         for child in children:
-            child.end(max(end - time.monotonic(), 0.0))
+            child.end(0.0)
         for thread in self._threads:
             thread.join()
 
@@ -358,6 +406,10 @@ class FrontendGroup:
                 self._start(index).channel.send(self._supervisor.status)
 
 
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _delay(num_deaths: int) -> float:
     """Seconds until the next start; the first death costs nothing."""
     return 0.0 if num_deaths <= 1 else min(FIRST_DELAY * 2.0 ** min(num_deaths - 2, 20), _MAX_DELAY)
@@ -372,7 +424,7 @@ def _named_error(failed: Failed) -> OctavoError:
 
 
 def _private_directory() -> str:
-    """For sockets: only this user may enter."""
+    """Made anew, its path short enough for sockets in it."""
     path = tempfile.mkdtemp(prefix="octavo-")
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH - 12 and Path("/tmp").is_dir():
         try:

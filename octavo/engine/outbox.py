@@ -13,7 +13,7 @@ from octavo.core.messages import Delta, Reply, StepOutputs, StepStats
 # Values of a moment: the newest counts. Other numbers of StepStats are amounts: they add up.
 _GAUGES = frozenset({"num_running", "num_waiting", "num_deferred", "cache_usage"})
 
-_MAX_SHARES = 8192  # for a front end that does not read: then its amounts are enough
+_MAX_DETAILS = 8192  # for a front end that does not read: then its amounts are enough
 
 Send = Callable[[StepOutputs | Reply], bool]  # False: not now
 
@@ -103,7 +103,7 @@ class _Growing:
 
 
 def merge_stats(earlier: StepStats, later: StepStats) -> StepStats:
-    """Two steps as one: amounts are summed, shares are put together, what else is no number is the later one's."""
+    """Two steps as one: amounts are summed, lists put together, what else is no number is the later one's."""
     merged = {}
     for name in StepStats.__struct_fields__:
         old, new = getattr(earlier, name), getattr(later, name)
@@ -112,7 +112,8 @@ def merge_stats(earlier: StepStats, later: StepStats) -> StepStats:
     shares = None
     if earlier.shares is not None and later.shares is not None:
         shares = earlier.shares + later.shares
-    merged["shares"] = shares if shares is None or len(shares) <= _MAX_SHARES else None
+    merged["shares"] = shares if shares is None or len(shares) <= _MAX_DETAILS else None
+    merged["block_lives"] = [*(earlier.block_lives or ()), *(later.block_lives or ())][:_MAX_DETAILS] or None
     return StepStats(**merged)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 
 class Quarantine:
@@ -19,6 +19,9 @@ class Quarantine:
 
     def __bool__(self) -> bool:
         return bool(self._groups)
+
+    def __contains__(self, request_id: str) -> bool:
+        return any(request_id in group for group in self._groups)
 
     @property
     def group(self) -> list[str] | None:
@@ -50,8 +53,14 @@ class Quarantine:
         self._start()
         return guilty
 
+    def retain(self, live: Container[str]) -> None:
+        """Whoever is not live has nothing to prove."""
+        for group in self._groups:
+            group[:] = [request_id for request_id in group if request_id in live]
+        self.clear([request_id for request_id in self._unproven if request_id not in live])
+
     def clear(self, request_ids: Iterable[str]) -> None:
-        """These have produced a token, or have ended."""
+        """These have produced a token."""
         self._unproven.difference_update(request_ids)
         while self._groups and not self._unproven:
             self._groups.popleft()

@@ -28,7 +28,7 @@ class InlineExecutor:
         return InlineStep(self.worker.runner, plan)
 
     def reset(self) -> None:
-        self.worker.runner.reset()
+        self.worker.recover()
 
     def shutdown(self) -> None:
         self.worker.release()

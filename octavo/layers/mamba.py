@@ -139,7 +139,6 @@ class Mamba2Mixer(MambaMixer):
         *,
         bias: bool = False,
         conv_bias: bool = True,
-        norm_groups: int = 1,
         norm_before_gate: bool = False,
         name: str = "mixer",
     ) -> None:
@@ -151,7 +150,7 @@ class Mamba2Mixer(MambaMixer):
         self.conv1d = CausalConv1d(build.at("conv1d"), parts, shape.kernel_size, conv_bias)
         shard = Shard((shape.num_heads,), 0)
         self.A_log, self.D, self.dt_bias = (build.parameter((shape.num_heads,), shard, torch.float32) for _ in range(3))
-        self.norm = GatedRMSNorm(build, inner_size, norm_eps, norm_groups, norm_before_gate)
+        self.norm = GatedRMSNorm(build, inner_size, norm_eps, shape.num_groups, norm_before_gate)
         self.out_proj = RowLinear(build.at("out_proj"), inner_size, hidden_size, bias)
         state_shape = (shape.num_heads, shape.head_dim, shape.state_size)
         self.declare_state(build, sum(parts), shape.kernel_size, state_shape)

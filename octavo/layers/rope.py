@@ -48,6 +48,9 @@ class RopeTable:
 
     def __init__(self, fields: RopeFields, head_dim: int, max_model_len: int, device: torch.device) -> None:
         inverse, factor = inverse_frequencies(fields, head_dim, max_model_len)
+        if device.type == "meta":  # a model without memory: only the shape counts
+            self.cos_sin = torch.empty(max_model_len, 2 * len(inverse), device=device)
+            return
         angles = torch.outer(torch.arange(max_model_len, dtype=torch.float32), inverse)
         self.cos_sin = torch.cat((angles.cos() * factor, angles.sin() * factor), -1).to(device)
 

@@ -6,13 +6,13 @@ so that each norm is one fused addition and normalisation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from octavo.attention.backend import GroupBackend, StepContext
+from octavo.attention.backend import NO_GRAPH, GroupBackend, StepContext
 from octavo.cache.spec import CacheSpec
 from octavo.layers.attention import SelfAttention
 from octavo.layers.build import BuildContext, Finalized
@@ -101,13 +101,17 @@ class CausalLM(nn.Module):
         for group, backend in self._backends.items():
             step.groups[group].plan = backend.plan(step, group)
 
+    def graph_key(self, step: StepContext) -> Hashable:
+        keys = tuple(backend.graph_key(step) for backend in self._backends.values())
+        return NO_GRAPH if NO_GRAPH in keys else keys
+
     def forward(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         return self.model(input_ids, step)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.head(hidden).float()
+        logits = self.head(hidden)
         if self.logit_soft_cap is not None:
-            logits = logits.div_(self.logit_soft_cap).tanh_().mul_(self.logit_soft_cap)
+            logits = logits.float().div_(self.logit_soft_cap).tanh_().mul_(self.logit_soft_cap)
         return logits
 
     def expected_weights(self) -> Iterator[ExpectedWeight]:

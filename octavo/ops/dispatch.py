@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Function = Callable[..., Any]
 
 SPECIFICATION = "torch"
-_packages: dict[str, str] = {SPECIFICATION: "octavo.ops.torch"}
+_packages: dict[str, str] = {SPECIFICATION: "octavo.ops.torch", "triton": "octavo.ops.triton"}
 _loaded: dict[str, Mapping[str, Function]] = {}
 _absent: dict[str, str] = {}
 _chosen: dict[str, str] = {}
@@ -37,7 +37,7 @@ def register(implementation: str, package: str) -> None:
 
 
 def load(implementation: str) -> Mapping[str, Function]:
-    """The ops of one implementation; empty, with the reason in `absent()` and the log, if it cannot be imported."""
+    """The ops of one implementation; empty, with the reason in `absent()`, if it cannot be imported."""
     if implementation not in _packages:
         raise ConfigurationError(f"op implementation {implementation!r} is unknown; known: {', '.join(_packages)}")
     if implementation not in _loaded:
@@ -46,7 +46,6 @@ def load(implementation: str) -> Mapping[str, Function]:
         except (ImportError, OSError) as error:  # OSError: a compiled library that does not load
             _loaded[implementation] = {}
             _absent[implementation] = f"{type(error).__name__}: {error}"
-            log.warning("ops %r are not available: %s", implementation, _absent[implementation])
     return _loaded[implementation]
 
 
@@ -54,6 +53,9 @@ def use(order: tuple[str, ...]) -> dict[str, str]:
     """Binds every op to the first implementation in `order` that has it. Returns op name -> implementation."""
     chosen: dict[str, str] = {}
     for implementation in (*order, SPECIFICATION):
+        load(implementation)
+        if implementation in _absent:
+            log.warning("ops %r are not available: %s", implementation, _absent[implementation])
         for op, function in load(implementation).items():
             if op not in load(SPECIFICATION):
                 raise ConfigurationError(f"op {op!r} of {implementation!r} has no specification in ops/torch")
@@ -68,6 +70,11 @@ def use(order: tuple[str, ...]) -> dict[str, str]:
 def chosen() -> dict[str, str]:
     """Op name -> the implementation that runs."""
     return dict(_chosen)
+
+
+def is_specialised(op: str) -> bool:
+    """Does another implementation than the specification run?"""
+    return _chosen[op] != SPECIFICATION
 
 
 def present() -> dict[str, tuple[str, ...]]:

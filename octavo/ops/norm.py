@@ -20,7 +20,8 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rms_norm(x + residual), x + residual), the sum rounded to x's dtype. x, residual [T, D]. Both results
-    are new."""
+    are new. A residual of float32 beside a narrower x stays so: the sum is float32, and what is normalised is the sum
+    rounded to x's dtype."""
     return bound.add_rms_norm(x, residual, weight, eps, weight_offset)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 
 from octavo.errors import ConfigurationError
-from octavo.platforms import cpu
+from octavo.platforms import cpu, cuda
 from octavo.platforms.platform import Platform
 
 # Each returns its platform, or None where the machine has no such device. The CPU is everywhere, so it comes last.
 Probe = Callable[[], Platform | None]
-BUILT_IN: dict[str, Probe] = {"cpu": cpu.platform}
+BUILT_IN: dict[str, Probe] = {"cuda": lambda: _guarded("cuda", lambda: cuda.platform)(), "cpu": cpu.platform}
 
 _log = logging.getLogger(__name__)
 

@@ -1,64 +1,151 @@
-"""One step's tensors, gathered from the row table."""
+"""One step's tensors, gathered from the row table.
+
+BatchBuilder makes them anew each step, as large as the step. StaticBatchBuilder writes them to fixed addresses, padded
+to a bucket, so that a captured graph can read them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from octavo.attention.backend import GroupStep, StepContext
 from octavo.core.step import StepPlan
+from octavo.ops.batch import build_batch
+from octavo.ops.device import upload_array
 from octavo.runner.row_table import RowTable
 
 
 @dataclass(slots=True)
 class Batch:
-    """R rows and T tokens in the plan's order. `step` is what the model sees; the rest is for sampling."""
+    """R rows and T tokens. `step` is what the model sees, padded where the builder pads: then the first R and T of its
+    tensors are real. The rest is for sampling: S rows, in the order of the plan's `sampled`."""
 
     request_ids: list[str]
     rows_host: list[int]
     input_ids: torch.Tensor  # [T] int64
-    row_of_token: torch.Tensor  # [T] int64, an index into the batch
+    row_of_token: torch.Tensor  # [T] int64, an index into the batch; of padding, the number of rows
     step: StepContext
-    sampled: list[int] | None  # indices into the batch of rows that get a token; None: all, in order
+    sampled_tokens: torch.Tensor | None  # [S] int64: where their last tokens are; None: the first S, in order
+    sampled_rows: torch.Tensor  # [S] int64: rows of the table
+    sampled_rows_host: list[int]
+    bucket: tuple[int, int] | None = None  # tokens and rows with padding; None: not padded
+
+
+class Builder(Protocol):
+    def build(self, plan: StepPlan) -> Batch:
+        """After the table has applied the plan. Advances `computed` past the plan's tokens."""
 
 
 @dataclass(slots=True)
 class _Shape:
     """What depends only on who is in a step and with how many tokens: in steady decoding, the same step after step."""
 
+    plan_ids: list[str]
+    plan_counts: list[int]
+    plan_sampled: list[str]
     request_ids: list[str]
     counts_host: list[int]
     rows_host: list[int]
     rows_np: np.ndarray
     counts_np: np.ndarray
+    starts_np: np.ndarray
     rows: torch.Tensor  # [R] int64
     counts: torch.Tensor  # [R] int64
-    query_start: torch.Tensor  # [R + 1] int32
-    row_of_token: torch.Tensor  # [T] int64
-    token_rows: torch.Tensor  # [T] int64: each token's row of the table
+    sampled_tokens: torch.Tensor | None
+    sampled_rows: torch.Tensor
+    sampled_rows_host: list[int]
+
+
+class _Shapes:
+    """Keeps the last one. `short_first` puts rows of one token before the others: kernels for either see a range."""
+
+    def __init__(self, table: RowTable, short_first: bool) -> None:
+        self._table, self._short_first = table, short_first
+        self._shape: _Shape | None = None
+
+    def of(self, plan: StepPlan) -> tuple[_Shape, bool]:
+        """And whether it is another than that of the step before."""
+        ids, counts = list(plan.num_scheduled_tokens), list(plan.num_scheduled_tokens.values())
+        shape = self._shape
+        if (
+            shape is not None
+            and not plan.new_rows
+            and not plan.removed
+            and shape.plan_counts == counts
+            and shape.plan_ids == ids
+            and shape.plan_sampled == plan.sampled
+        ):
+            return shape, False
+        self._shape = self._make(ids, counts, plan.sampled)
+        return self._shape, True
+
+    def _make(self, plan_ids: list[str], plan_counts: list[int], sampled: list[str]) -> _Shape:
+        device, row_of = self._table.computed.device, self._table.row_of
+        request_ids, counts = plan_ids, plan_counts
+        if self._short_first and any(count > 1 for count in counts):
+            order = sorted(range(len(counts)), key=lambda i: counts[i] > 1)
+            request_ids, counts = [plan_ids[i] for i in order], [plan_counts[i] for i in order]
+        rows_host = [row_of[request_id] for request_id in request_ids]
+        num_rows = len(rows_host)
+        starts_np = np.zeros(num_rows + 1, dtype=np.int64)
+        np.cumsum(counts, out=starts_np[1:])
+        if sampled == request_ids:
+            places = list(range(num_rows))
+        else:
+            place_of = {request_id: i for i, request_id in enumerate(request_ids)}
+            places = [place_of[request_id] for request_id in sampled]
+        tokens_np = starts_np[1:][places] - 1
+        sampled_rows_host = [rows_host[i] for i in places]
+        packed = upload_array(
+            np.concatenate([rows_host, counts, tokens_np, sampled_rows_host]).astype(np.int64), device
+        )
+        rows, row_counts, tokens, sampled_rows = packed.split([num_rows, num_rows, len(places), len(places)])
+        in_order = bool((tokens_np == np.arange(len(places))).all())
+        return _Shape(
+            plan_ids,
+            plan_counts,
+            list(sampled),
+            request_ids,
+            counts,
+            rows_host,
+            np.array(rows_host, dtype=np.int64),
+            np.array(counts, dtype=np.int64),
+            starts_np,
+            rows,
+            row_counts,
+            None if in_order else tokens,
+            sampled_rows,
+            sampled_rows_host,
+        )
 
 
 class BatchBuilder:
-    """Gathers ids, positions, block tables and slots of a plan's tokens, and advances `computed` past them."""
+    """Gathers ids, positions, block tables and slots of a plan's tokens."""
 
     def __init__(self, table: RowTable, block_size: int) -> None:
         self._table = table
         self._block_size = block_size
-        self._shape: _Shape | None = None
+        self._shapes = _Shapes(table, short_first=False)
+        self._query_start = self._row_of_token = self._token_rows = table.computed
 
     def build(self, plan: StepPlan) -> Batch:
-        """After the table has applied the plan."""
-        table, shape = self._table, self._shape_of(plan)
+        table, (shape, is_new) = self._table, self._shapes.of(plan)
+        if is_new:
+            self._lay_out(shape)
+        query_start, row_of_token, token_rows = self._query_start, self._row_of_token, self._token_rows
         ends_np = table.computed_host[shape.rows_np] + shape.counts_np
         table.computed_host[shape.rows_np] = ends_np
         computed = table.computed[shape.rows]
-        if len(shape.row_of_token) == len(shape.rows):
+        if len(row_of_token) == len(shape.rows):
             positions = computed
         else:
-            first = computed - shape.query_start[:-1]
-            positions = torch.arange(len(shape.row_of_token), device=computed.device) + first[shape.row_of_token]
+            first = computed - query_start[:-1]
+            positions = torch.arange(len(row_of_token), device=computed.device) + first[row_of_token]
         seq_lens = computed + shape.counts
         table.computed[shape.rows] = seq_lens
         num_blocks = -(-int(ends_np.max()) // self._block_size)
@@ -66,57 +153,145 @@ class BatchBuilder:
         groups = []
         for block_table in table.block_tables:
             column = block_of_token.clamp(max=block_table.shape[1] - 1)  # a state has one place, whatever the position
-            slots = block_table[shape.token_rows, column].long() * self._block_size + offset
+            slots = block_table[token_rows, column].long() * self._block_size + offset
             groups.append(GroupStep(block_table[shape.rows, :num_blocks], slots))
         step = StepContext(
             positions=positions,
-            query_start=shape.query_start,
+            query_start=query_start,
             seq_lens=seq_lens.to(torch.int32),
             query_lens=shape.counts_host,
             max_seq_lens=ends_np.tolist(),
             groups=groups,
             rows=shape.rows,
         )
-        input_ids = table.tokens[shape.token_rows, positions].long()
         return Batch(
-            shape.request_ids, shape.rows_host, input_ids, shape.row_of_token, step, _places(plan, shape.request_ids)
+            shape.request_ids,
+            shape.rows_host,
+            table.tokens[token_rows, positions].long(),
+            row_of_token,
+            step,
+            shape.sampled_tokens,
+            shape.sampled_rows,
+            shape.sampled_rows_host,
         )
 
-    def _shape_of(self, plan: StepPlan) -> _Shape:
-        request_ids, counts_host = list(plan.num_scheduled_tokens), list(plan.num_scheduled_tokens.values())
-        shape = self._shape
-        if (
-            shape is None
-            or plan.new_rows
-            or plan.removed
-            or shape.counts_host != counts_host
-            or shape.request_ids != request_ids
-        ):
-            shape = self._shape = self._make_shape(request_ids, counts_host)
-        return shape
-
-    def _make_shape(self, request_ids: list[str], counts_host: list[int]) -> _Shape:
-        device, row_of = self._table.computed.device, self._table.row_of
-        rows_host = [row_of[request_id] for request_id in request_ids]
-        rows_np, counts_np = np.array(rows_host, dtype=np.int64), np.array(counts_host, dtype=np.int64)
-        starts_np = np.zeros(len(request_ids) + 1, dtype=np.int32)
-        np.cumsum(counts_np, out=starts_np[1:])
-        num_tokens = int(starts_np[-1])
-        rows, counts = torch.from_numpy(rows_np).to(device), torch.from_numpy(counts_np).to(device)
-        if num_tokens == len(request_ids):  # one token a row
-            row_of_token, token_rows = torch.arange(num_tokens, device=device), rows
+    def _lay_out(self, shape: _Shape) -> None:
+        device, num_tokens = self._table.computed.device, int(shape.starts_np[-1])
+        if num_tokens == len(shape.rows_host):  # one token a row
+            self._row_of_token, self._token_rows = torch.arange(num_tokens, device=device), shape.rows
         else:
-            row_of_token = torch.repeat_interleave(counts, output_size=num_tokens)
-            token_rows = rows[row_of_token]
-        query_start = torch.from_numpy(starts_np).to(device)
-        return _Shape(
-            request_ids, counts_host, rows_host, rows_np, counts_np, rows, counts, query_start, row_of_token, token_rows
+            self._row_of_token = torch.repeat_interleave(shape.counts, output_size=num_tokens)
+            self._token_rows = shape.rows[self._row_of_token]
+        self._query_start = upload_array(shape.starts_np.astype(np.int32), device)
+
+
+class Buckets:
+    """The sizes that steps are padded to. Steps of one token a row have as many tokens as rows; others have close
+    sizes of tokens, and few of rows."""
+
+    def __init__(self, max_rows: int, max_tokens: int, largest: int = 8192) -> None:
+        self.decode = _up_to(max_rows, [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 1025, 32)])
+        self.mixed_tokens = _up_to(min(max_tokens, largest), _close_sizes(largest))
+        self.mixed_rows = _up_to(max_rows, [16, 64, 256, 1024])
+
+    def fit(self, num_tokens: int, num_rows: int) -> tuple[int, int] | None:
+        """(tokens, rows) of the smallest bucket; None if there is none so large."""
+        if num_tokens == num_rows:
+            rows = _least(self.decode, num_rows)
+            return None if rows is None else (rows, rows)
+        tokens, rows = _least(self.mixed_tokens, num_tokens), _least(self.mixed_rows, num_rows)
+        return None if tokens is None or rows is None else (tokens, rows)
+
+
+def _least(sizes: Sequence[int], wanted: int) -> int | None:
+    return next((size for size in sizes if size >= wanted), None)
+
+
+def _up_to(limit: int, sizes: list[int]) -> list[int]:
+    return [*(size for size in sizes if size < limit), limit] if limit <= sizes[-1] else sizes
+
+
+def _close_sizes(largest: int) -> list[int]:
+    """At most an eighth apart, multiples of 16."""
+    sizes = [16]
+    while sizes[-1] < largest:
+        step = max(16, 1 << max(0, sizes[-1].bit_length() - 4))
+        sizes.append(min(largest, sizes[-1] + step))
+    return sizes
+
+
+class StaticBatchBuilder:
+    """One kernel writes a step into buffers that are made once. Rows of one token come first. Tokens of padding have
+    position 0 and a slot below 0, where nothing is written; rows of padding have no tokens and length 0."""
+
+    def __init__(self, table: RowTable, block_size: int, buckets: Buckets, max_tokens: int) -> None:
+        self._table, self._block_size, self._buckets = table, block_size, buckets
+        self._shapes = _Shapes(table, short_first=True)
+        max_rows = len(table.computed)
+        device = table.computed.device
+        num_rows = max([max_rows, *buckets.decode, *buckets.mixed_rows])
+        num_tokens = max([max_tokens, num_rows, *buckets.mixed_tokens])
+
+        def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self._input_ids, self._positions, self._row_of_token = (buffer(num_tokens) for _ in range(3))
+        self._query_start = buffer(num_rows + 1, dtype=torch.int32)
+        self._seq_lens = buffer(num_rows, dtype=torch.int32)
+        self._rows = buffer(num_rows)
+        self._slots = [buffer(num_tokens) for _ in table.block_tables]
+        self._block_tables = [buffer(num_rows, one.shape[1], dtype=torch.int32) for one in table.block_tables]
+        self._counts = buffer(num_rows)  # of the step at hand, and padding
+        self._query_lens: list[int] = []
+
+    def build(self, plan: StepPlan) -> Batch:
+        table, (shape, is_new) = self._table, self._shapes.of(plan)
+        num_tokens, num_rows = int(shape.starts_np[-1]), len(shape.rows_host)
+        bucket = self._buckets.fit(num_tokens, num_rows)
+        tokens, rows = bucket or (num_tokens, num_rows)
+        padding = [0] * (rows - num_rows)
+        if is_new:
+            self._query_lens = shape.counts_host + padding
+            self._rows[:num_rows], self._counts[:num_rows] = shape.rows, shape.counts
+            self._rows[num_rows:rows], self._counts[num_rows:rows] = 0, 0
+        ends_np = table.computed_host[shape.rows_np] + shape.counts_np
+        table.computed_host[shape.rows_np] = ends_np
+        step = StepContext(
+            positions=self._positions[:tokens],
+            query_start=self._query_start[: rows + 1],
+            seq_lens=self._seq_lens[:rows],
+            query_lens=self._query_lens,
+            max_seq_lens=ends_np.tolist() + padding,
+            groups=[
+                GroupStep(block_table[:rows], slots[:tokens])
+                for block_table, slots in zip(self._block_tables, self._slots, strict=True)
+            ],
+            rows=self._rows[:rows],
         )
-
-
-def _places(plan: StepPlan, request_ids: list[str]) -> list[int] | None:
-    if plan.sampled == request_ids:
-        return None
-    wanted = set(plan.sampled)
-    place = {request_id: i for i, request_id in enumerate(request_ids) if request_id in wanted}
-    return [place[request_id] for request_id in plan.sampled]
+        batch = Batch(
+            shape.request_ids,
+            shape.rows_host,
+            self._input_ids[:tokens],
+            self._row_of_token[:tokens],
+            step,
+            shape.sampled_tokens,
+            shape.sampled_rows,
+            shape.sampled_rows_host,
+            bucket,
+        )
+        build_batch(
+            step.rows,
+            self._counts[:rows],
+            table.tokens,
+            table.computed,
+            table.block_tables,
+            self._block_size,
+            batch.input_ids,
+            step.positions,
+            batch.row_of_token,
+            step.query_start,
+            step.seq_lens,
+            [group.slots for group in step.groups],
+            [group.block_table for group in step.groups],
+        )
+        return batch

@@ -8,17 +8,19 @@ from typing import Any, Protocol
 import torch
 
 from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
+from octavo.ops.device import Arrival, HostCopies
 from octavo.runner.batch import Batch
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
-from octavo.sampling.sampler import Sampler, SamplerOutput
+from octavo.sampling.logprobs import LogprobBlock
+from octavo.sampling.sampler import Sampler
 
 
 class Finish(Protocol):
     def add(self, row: int, request: NewRow) -> None: ...
     def remove(self, row: int) -> None: ...
-    def launch(self, batch: Batch, hidden: torch.Tensor, masks: TokenMasks | None) -> Any:
-        """Everything that runs on the device."""
+    def launch(self, batch: Batch, hidden: torch.Tensor, bad_rows: torch.Tensor, masks: TokenMasks | None) -> Any:
+        """Everything that runs on the device. `bad_rows` [R] bool: those whose hidden states are not finite."""
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Any) -> StepResult:
         """Waits for the device and brings the result to the host."""
@@ -26,8 +28,11 @@ class Finish(Protocol):
 
 @dataclass(slots=True)
 class Launched:
-    output: SamplerOutput | None
-    bad_rows: torch.Tensor  # [R] bool: hidden states that are not finite
+    """On its way to the host: bad_rows [R] and, where anything is sampled, token ids and NaN flags [S], then the
+    tensors of log-probabilities."""
+
+    arrival: Arrival
+    logprobs: list[LogprobBlock]
 
 
 class SampleFinish:
@@ -37,6 +42,7 @@ class SampleFinish:
         self._model = model
         self._table = table
         self._sampler = sampler
+        self._copies = HostCopies(table.computed.device)
 
     def add(self, row: int, request: NewRow) -> None:
         prompt, output = request.token_ids[: request.num_prompt_tokens], request.token_ids[request.num_prompt_tokens :]
@@ -45,41 +51,34 @@ class SampleFinish:
     def remove(self, row: int) -> None:
         self._sampler.remove_row(row)
 
-    def launch(self, batch: Batch, hidden: torch.Tensor, masks: TokenMasks | None = None) -> Launched:
-        step = batch.step
-        # any NaN or infinity in a token's state makes its sum one; float32, where a sum of finite states stays finite
-        is_bad = ~torch.isfinite(hidden.sum(-1, dtype=torch.float32))
-        bad_rows = torch.zeros(step.num_rows, dtype=torch.int32, device=hidden.device)
-        bad_rows = bad_rows.index_add_(0, batch.row_of_token, is_bad.to(torch.int32)) > 0
-        if batch.sampled == []:
-            return Launched(None, bad_rows)
-        last_tokens = step.query_start[1:].long() - 1
-        if batch.sampled is None:
-            rows, rows_host = step.rows, batch.rows_host
-            if step.num_tokens != step.num_rows:
-                hidden = hidden[last_tokens]
-        else:
-            picked = torch.tensor(batch.sampled, device=hidden.device)
-            hidden, rows = hidden[last_tokens[picked]], step.rows[picked]
-            rows_host = [batch.rows_host[i] for i in batch.sampled]
+    def launch(
+        self, batch: Batch, hidden: torch.Tensor, bad_rows: torch.Tensor, masks: TokenMasks | None = None
+    ) -> Launched:
+        rows = batch.sampled_rows
+        if not batch.sampled_rows_host:
+            return Launched(self._copies.start(bad_rows), [])
+        hidden = hidden[: len(rows)] if batch.sampled_tokens is None else hidden[batch.sampled_tokens]
         logits = self._model.logits(hidden)
         output_positions = self._table.length[rows] - self._table.prompt_length[rows]
-        output = self._sampler.sample(logits, rows, rows_host, output_positions, masks)
+        output = self._sampler.sample(logits, rows, batch.sampled_rows_host, output_positions, masks)
         self._table.append_sampled(rows, output.token_ids)
-        return Launched(output, bad_rows)
+        tensors = [tensor for block in output.logprobs for tensor in block.tensors]
+        return Launched(self._copies.start(bad_rows, output.token_ids, output.nan, *tensors), output.logprobs)
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Launched) -> StepResult:
         result = StepResult(plan.step_id, [])
-        if launched.bad_rows.any():
-            for i in launched.bad_rows.nonzero()[:, 0].tolist():
+        bad_rows, *sampled = launched.arrival.wait()
+        if bad_rows.any():
+            for i in bad_rows.nonzero()[:, 0].tolist():
                 result.failed[batch.request_ids[i]] = "its hidden states are not finite (NaN or infinity)"
-        output = launched.output
-        if output is not None:
-            result.token_ids = output.token_ids.tolist()
-            if output.nan.any():
-                for i in output.nan.nonzero()[:, 0].tolist():
+        if sampled:
+            token_ids, nan, *tensors = sampled
+            result.token_ids = token_ids.tolist()
+            if nan.any():
+                for i in nan.nonzero()[:, 0].tolist():
                     result.failed.setdefault(plan.sampled[i], "its logits are not finite (NaN)")
-            for block in output.logprobs:
-                for i, logprobs in block.rows():
+            for block in launched.logprobs:
+                for i, logprobs in block.rows(tensors[:3]):
                     result.logprobs[plan.sampled[i]] = logprobs
+                del tensors[:3]
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Protocol
 
 import torch
@@ -23,8 +23,11 @@ class Model(Protocol):
     def plan(self, step: StepContext) -> None:
         """Lets each group's backend fill `step.groups[g].plan`, once a step."""
 
+    def graph_key(self, step: StepContext) -> Hashable:
+        """Steps of one size with equal keys may share a captured graph; NO_GRAPH: this one has to run eagerly."""
+
     def forward(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         """[T] int64 -> final hidden states [T, hidden]."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[S, hidden] -> [S, vocab_size] float32."""
+        """[S, hidden] -> [S, vocab_size], in the model's dtype or float32."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from octavo.attention.backend import NO_GRAPH
 from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
-from octavo.runner.batch import Batch, BatchBuilder
+from octavo.runner.batch import Batch, Builder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.finish import Finish
+from octavo.runner.graphs import Computed, Graphs
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
 
@@ -29,7 +31,7 @@ class RunningStep:
 
     plan: StepPlan
     batch: Batch
-    hidden: torch.Tensor | None
+    computed: Computed | None
     launched: Any = None
 
 
@@ -42,7 +44,8 @@ class ModelRunner:
         table: RowTable,
         finish: Finish,
         extensions: Sequence[BatchExtension],
-        block_size: int,
+        batches: Builder,
+        graphs: Graphs,
         scrub: Callable[[Mapping[int, Iterable[int]]], None],
     ) -> None:
         self.model = model
@@ -50,7 +53,8 @@ class ModelRunner:
         self._finish = finish
         self._extensions = extensions
         self._row_owners: tuple[RowOwner, ...] = (finish, *extensions)
-        self._batches = BatchBuilder(table, block_size)
+        self._batches = batches
+        self._graphs = graphs
         self._scrub = scrub
 
     @torch.inference_mode()
@@ -65,18 +69,34 @@ class ModelRunner:
         batch = self._batches.build(plan)
         for extension in self._extensions:
             extension.build(batch, plan)
-        self.model.plan(batch.step)
-        hidden = self.model.forward(batch.input_ids, batch.step)
+        computed = self._graphs.run(batch, self._graph_key(batch), self._compute)
         for extension in self._extensions:
             extension.after(batch, plan)
-        return RunningStep(plan, batch, hidden)
+        return RunningStep(plan, batch, computed)
+
+    def _graph_key(self, batch: Batch) -> Hashable | None:
+        if batch.bucket is None:
+            return None
+        key = self.model.graph_key(batch.step)
+        return None if key == NO_GRAPH else (key, *(extension.graph_key(batch) for extension in self._extensions))
+
+    def _compute(self, batch: Batch) -> Computed:
+        """What a graph captures: hidden states, and the rows where they are not finite."""
+        step = batch.step
+        self.model.plan(step)
+        hidden = self.model.forward(batch.input_ids, step)
+        # any NaN or infinity in a token's state makes its sum one; float32, where a sum of finite states stays finite
+        is_bad = ~torch.isfinite(hidden.sum(-1, dtype=torch.float32))
+        bad_rows = torch.zeros(step.num_rows + 1, dtype=torch.int32, device=hidden.device)  # and one for the padding
+        bad_rows = bad_rows.index_add_(0, batch.row_of_token, is_bad.to(torch.int32))
+        return hidden, bad_rows[:-1] > 0
 
     @torch.inference_mode()
     def finish(self, step: RunningStep, masks: TokenMasks | None = None) -> None:
         """Samples, or whatever this engine makes of hidden states."""
-        assert step.hidden is not None
-        step.launched = self._finish.launch(step.batch, step.hidden, masks)
-        step.hidden = None
+        assert step.computed is not None
+        step.launched = self._finish.launch(step.batch, *step.computed, masks)
+        step.computed = None
 
     @torch.inference_mode()
     def collect(self, step: RunningStep) -> StepResult:

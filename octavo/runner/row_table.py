@@ -7,12 +7,14 @@ next step can be built before the host has seen this one's tokens. The host mirr
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from octavo.core.step import BlockIds, StepPlan
+from octavo.core.step import BlockIds, NewRow, StepPlan
+from octavo.ops.batch import append_sampled
+from octavo.ops.device import upload_array
 
 
 class RowTable:
@@ -44,20 +46,35 @@ class RowTable:
             added.append(row)
             for lengths in self._num_blocks:
                 lengths[row] = 0
-            known = len(new.token_ids)
-            self.tokens[row, :known] = torch.tensor(new.token_ids, dtype=torch.int32)
-            self.length[row] = known
-            self.prompt_length[row] = new.num_prompt_tokens
-            self.computed[row] = new.num_computed_tokens
             self.computed_host[row] = new.num_computed_tokens
             writes.append((row, new.block_ids))
-        for request_id, num_tokens in plan.skipped_tokens.items():
-            row = self.row_of[request_id]
-            self.computed[row] += num_tokens
-            self.computed_host[row] += num_tokens
+        if added:
+            self._write_new(added, plan.new_rows)
+        if plan.skipped_tokens:
+            self._write_skipped(plan.skipped_tokens)
         writes += [(self.row_of[request_id], ids) for request_id, ids in plan.new_block_ids.items()]
         self._write_blocks(writes)
         return removed, added
+
+    def _write_new(self, rows: list[int], new_rows: Sequence[NewRow]) -> None:
+        """Tokens and counts of new rows, in one upload."""
+        width, counts = self.tokens.shape[1], [len(new.token_ids) for new in new_rows]
+        starts = np.array(rows, dtype=np.int64) * width
+        firsts = np.cumsum([0, *counts[:-1]])
+        places = np.arange(sum(counts)) + np.repeat(starts - firsts, counts)
+        numbers = [rows, counts, [new.num_prompt_tokens for new in new_rows]]
+        numbers.append([new.num_computed_tokens for new in new_rows])
+        token_ids = np.concatenate([np.array(new.token_ids, dtype=np.int64) for new in new_rows])
+        packed = upload_array(np.concatenate([places, token_ids, *numbers]).astype(np.int64), self.computed.device)
+        at, ids, row, length, prompt, computed = packed.split([len(places)] * 2 + [len(rows)] * 4)
+        self.tokens.view(-1)[at] = ids.to(torch.int32)
+        self.length[row], self.prompt_length[row], self.computed[row] = length, prompt, computed
+
+    def _write_skipped(self, skipped: Mapping[str, int]) -> None:
+        pairs = np.array([[self.row_of[request_id], num_tokens] for request_id, num_tokens in skipped.items()])
+        self.computed_host[pairs[:, 0]] += pairs[:, 1]
+        rows, num_tokens = upload_array(np.ascontiguousarray(pairs.T), self.computed.device)
+        self.computed.index_add_(0, rows, num_tokens)
 
     def _write_blocks(self, writes: list[tuple[int, BlockIds]]) -> None:
         """All of a step's new block ids in one write a group."""
@@ -79,13 +96,12 @@ class RowTable:
                     columns += range(start, start + len(ids))
                     values += ids
             if rows:
-                at = torch.tensor([rows, columns, values], device=table.device)
+                at = upload_array(np.array([rows, columns, values], dtype=np.int64), table.device)
                 table.index_put_((at[0], at[1]), at[2].to(torch.int32))
 
     def append_sampled(self, rows: torch.Tensor, token_ids: torch.Tensor) -> None:
         """`rows` [S] got one token each."""
-        self.tokens[rows, self.length[rows]] = token_ids.to(torch.int32)
-        self.length[rows] += 1
+        append_sampled(rows, token_ids, self.tokens, self.length)
 
     def blocks(self, row: int) -> dict[int, list[int]]:
         """The blocks of a row, by group."""

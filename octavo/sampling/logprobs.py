@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,14 +22,13 @@ class LogprobBlock:
     logprobs: Tensor  # float32 [K, 1 + N]
     ranks: Tensor  # int64 [K, 1 + N], from 1
 
-    def to_host(self) -> LogprobBlock:
-        """Starts copies to the host; on a GPU they are complete once the stream has been waited for."""
-        copies = [tensor.to("cpu", non_blocking=True) for tensor in (self.token_ids, self.logprobs, self.ranks)]
-        return LogprobBlock(self.batch_idx, self.num_top, *copies)
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.token_ids, self.logprobs, self.ranks
 
-    def rows(self) -> Iterator[tuple[int, TokenLogprobs]]:
-        """(row of the batch, its log-probabilities). Reads the tensors, so call it on a block that has arrived."""
-        columns = self.token_ids.tolist(), self.logprobs.tolist(), self.ranks.tolist()
+    def rows(self, arrived: Sequence[Tensor] | None = None) -> Iterator[tuple[int, TokenLogprobs]]:
+        """(row of the batch, its log-probabilities). `arrived` are its tensors on the host."""
+        columns = [tensor.tolist() for tensor in arrived or self.tensors]
         for batch_idx, num_top, token_ids, logprobs, ranks in zip(self.batch_idx, self.num_top, *columns, strict=True):
             end = 1 + num_top
             yield batch_idx, TokenLogprobs(token_ids[:end], logprobs[:end], ranks[:end])

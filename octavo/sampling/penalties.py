@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.ops import sampling as ops
-from octavo.sampling.upload import upload
+from octavo.ops.device import upload
 
 INITIAL_SLOTS = 4
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from octavo.core.params import SamplingParams
 from octavo.core.step import TokenMasks
+from octavo.ops import dispatch
 from octavo.ops import sampling as ops
+from octavo.ops.device import upload
 from octavo.sampling.logprobs import LogprobBlock, group_by_size
 from octavo.sampling.penalties import TokenCounts
-from octavo.sampling.upload import upload
 
-# Columns of the parameter tables
+# Rows of the parameter tables, which have a column for each row of the row table
 TEMPERATURE, TOP_P, MIN_P, REPETITION, FREQUENCY, PRESENCE = range(6)
 SEED, TOP_K, MIN_TOKENS = range(3)
 
@@ -57,6 +58,10 @@ class Parts:
     logprobs: list[tuple[Part, list[int]]]  # and how many each row asked for
 
     @property
+    def needs_float(self) -> bool:
+        return bool(self.penalised or self.min_tokens or self.logprobs)
+
+    @property
     def changes_logits(self) -> bool:
         return bool(self.penalised or self.min_tokens or (self.random and self.random.idx is None))
 
@@ -72,8 +77,8 @@ class Sampler:
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
         self.vocab_size, self.device = vocab_size, torch.device(device)
-        self._floats = torch.zeros(max_rows, 6, dtype=torch.float32, device=self.device)
-        self._ints = torch.zeros(max_rows, 3, dtype=torch.int64, device=self.device)
+        self._floats = torch.zeros(6, max_rows, dtype=torch.float32, device=self.device)
+        self._ints = torch.zeros(3, max_rows, dtype=torch.int64, device=self.device)
         self._stop_ids = torch.zeros(max_rows, 0, dtype=torch.int64, device=self.device)  # padded with the row's first
         self._counts = TokenCounts(vocab_size, self.device)
         self._random: set[int] = set()
@@ -113,7 +118,7 @@ class Sampler:
                 self._write_stop_ids(row, held_back)
         self._staged[row] = (
             [
-                min(params.temperature, FLOAT32_MAX),
+                0.0 if params.is_greedy else min(params.temperature, FLOAT32_MAX),
                 params.top_p,
                 params.min_p,
                 min(params.repetition_penalty, FLOAT32_MAX),
@@ -142,13 +147,15 @@ class Sampler:
         output_positions: Tensor,
         masks: TokenMasks | None = None,
     ) -> SamplerOutput:
-        """One token for each of S rows; `logits_SV` (float32) may be overwritten.
+        """One token for each of S rows; `logits_SV`, of any floating dtype, may be overwritten.
 
         `rows` (int64 [S], and the same on the host) are the rows' places in the table, `output_positions` (int64 [S])
         the number of output tokens each has so far. `masks` are of some of the rows.
         """
         self._write_staged()
         parts = self._split(rows_host)
+        if parts.needs_float or masks is not None or not dispatch.is_specialised("choose_tokens"):
+            logits_SV = logits_SV.float()
         raw = self._set_raw_aside(logits_SV, parts, masks is not None)
         if masks is not None:
             ops.apply_bitmask(logits_SV, upload(masks.places, torch.int64, self.device), self._bits(masks))
@@ -175,16 +182,20 @@ class Sampler:
         if random is None:
             token_ids, greatest = ops.argmax(logits_SV)
             return token_ids, ~torch.isfinite(greatest)
+        if dispatch.is_specialised("choose_tokens"):  # then it is as cheap for all rows as for some
+            floats, ints = self._floats[:, rows], self._ints[:, rows]
+            token_ids, greatest = ops.choose_tokens(
+                logits_SV, floats[TEMPERATURE], ints[TOP_K], floats[TOP_P], floats[MIN_P], ints[SEED], output_positions
+            )
+            return token_ids, ~torch.isfinite(greatest)
         random_rows = random.take(rows)
-        floats, ints = self._floats[random_rows], self._ints[random_rows]
-        scaled = random.take(logits_SV).div_(floats[:, TEMPERATURE, None])
+        floats, ints = self._floats[:, random_rows], self._ints[:, random_rows]
+        scaled = random.take(logits_SV).div_(floats[TEMPERATURE, :, None])
         if parts.truncated:
             those = parts.truncated
-            top_k, top_p, min_p = (
-                those.take(column) for column in (ints[:, TOP_K], floats[:, TOP_P], floats[:, MIN_P])
-            )
+            top_k, top_p, min_p = (those.take(column) for column in (ints[TOP_K], floats[TOP_P], floats[MIN_P]))
             scaled = those.put(scaled, ops.mask_truncated(those.take(scaled), top_k, top_p, min_p))
-        uniform = ops.row_uniform(ints[:, SEED], random.take(output_positions))
+        uniform = ops.row_uniform(ints[SEED], random.take(output_positions))
         drawn, drawn_nan = ops.sample(scaled, uniform), ~torch.isfinite(scaled.amax(-1))
         if random.idx is None:
             return drawn, drawn_nan
@@ -193,19 +204,19 @@ class Sampler:
 
     def _penalise(self, logits_SV: Tensor, parts: Parts, rows: Tensor) -> Tensor:
         assert parts.penalised is not None and parts.slots is not None
-        floats = self._floats[parts.penalised.take(rows)]
+        floats = self._floats[:, parts.penalised.take(rows)]
         penalised = self._counts.penalise(
             parts.penalised.take(logits_SV),
             parts.slots,
-            floats[:, REPETITION],
-            floats[:, FREQUENCY],
-            floats[:, PRESENCE],
+            floats[REPETITION],
+            floats[FREQUENCY],
+            floats[PRESENCE],
         )
         return parts.penalised.put(logits_SV, penalised)
 
     def _hold_stops_back(self, logits_SV: Tensor, part: Part, rows: Tensor, output_positions: Tensor) -> None:
         part_rows = part.take(rows)
-        is_early = part.take(output_positions) < self._ints[part_rows, MIN_TOKENS]
+        is_early = part.take(output_positions) < self._ints[MIN_TOKENS, part_rows]
         stop_ids = self._stop_ids[part_rows]
         masked = part.take(logits_SV)
         held = masked.gather(1, stop_ids).masked_fill(is_early[:, None], -torch.inf)
@@ -257,8 +268,8 @@ class Sampler:
             return
         places = upload(list(self._staged), torch.int64, self.device)
         floats, ints = zip(*self._staged.values(), strict=True)
-        self._floats.index_copy_(0, places, upload(floats, torch.float32, self.device))
-        self._ints.index_copy_(0, places, upload(ints, torch.int64, self.device))
+        self._floats.index_copy_(1, places, upload(floats, torch.float32, self.device).T)
+        self._ints.index_copy_(1, places, upload(ints, torch.int64, self.device).T)
         self._staged.clear()
 
     def _write_stop_ids(self, row: int, ids: list[int]) -> None:

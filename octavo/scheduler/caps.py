@@ -30,16 +30,16 @@ class LongPrefill:
 class FairShare:
     """Divides the budget over the prompts in progress and those that could start.
 
-    Each decoding row's token is set aside first. Of the rest, everyone may have up to a level such that the sum is the
-    budget (water filling), so a short prompt is served whole, however long the others are. At most MAX_SHARES
-    long prompts share a step; the others wait their turn, since slices ever thinner would finish all of them late. A
-    more urgent priority is served before a less urgent one gets a share. The second round of a step has no level:
-    what nobody's share used goes to whoever comes first.
+    Each decoding row's token is set aside first. Of the rest, short prompts (at most a MAX_SHARES-th of it) are served
+    whole, one after the other, and may take half of it from the long ones; these have what is left, each up to a level
+    such that the sum is that (water filling). At most MAX_SHARES long prompts share a step; the others wait their turn,
+    since slices ever thinner would finish all of them late. A more urgent priority is served before a less urgent one
+    gets a share. The second round of a step has no level: what nobody's share used goes to whoever comes first.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._levels: dict[int, int] = {}  # by priority
+        self._levels: dict[int, tuple[int, int]] = {}  # by priority: the longest short prompt, tokens of a long one
         self._late: set[str] = set()  # long prompts that wait their turn
         self._is_fair = False
 
@@ -53,28 +53,30 @@ class FairShare:
         budget = plan.budget_left - competition.num_decoding
         quantum = max(self._block_size, budget // MAX_SHARES)
         for priority, members in groupby(sorted(prompts, key=_priority), key=_priority):
-            demands = []
-            num_long = 0
+            short = 0
+            long: list[int] = []
             for request in members:
-                demand = request.num_uncomputed
-                if demand > quantum:
-                    num_long += 1
-                    if num_long > MAX_SHARES:
-                        self._late.add(request.request_id)
-                        continue
-                demands.append(demand)
-            level = water_level(demands, budget)
+                demand = request.num_expected_tokens - request.num_computed_tokens
+                if demand <= quantum:
+                    short += demand
+                elif len(long) < MAX_SHARES:
+                    long.append(demand)
+                else:
+                    self._late.add(request.request_id)
+            level = water_level(long, max(budget - short, budget // 2))
             if level < UNLIMITED:
                 level = max(1, level - level % self._block_size or level)
-            self._levels[priority] = level
-            budget = max(0, budget - sum(min(demand, level) for demand in demands))
+            self._levels[priority] = quantum, level
+            budget = max(0, budget - short - sum(min(demand, level) for demand in long))
 
     def __call__(self, request: Request, plan: PlanView) -> int:
-        if not self._is_fair or request.num_uncomputed <= 1:
+        demand = request.num_uncomputed
+        if not self._is_fair or demand <= 1:
             return UNLIMITED
         if request.request_id in self._late:
             return 0
-        return self._levels.get(request.priority, UNLIMITED)
+        quantum, level = self._levels.get(request.priority, (0, UNLIMITED))
+        return UNLIMITED if demand <= quantum else level
 
 
 class StateBorders:

@@ -99,6 +99,10 @@ class Scheduler:
         return deltas
 
     @property
+    def next_step_id(self) -> int:
+        return self._next_step
+
+    @property
     def num_unfinished(self) -> int:
         return len(self.requests)
 

@@ -3,12 +3,16 @@ same object, so the two cannot differ."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from octavo.core.outputs import CompletionOutput, RequestOutput
 from octavo.server.output_parser import Event, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallStart
+from octavo.server.prompts import PreparedPrompt
 from octavo.server.state import ServedModel
+from octavo.server.structured import ForcedTools
 
 
 @dataclass
@@ -19,12 +23,19 @@ class Call:
 
 
 class Answer:
-    """Grows with `take`. `keep_reasoning` and `parallel_calls` False leave that out of everything."""
+    """Grows with `take`. `keep_reasoning` and `parallel_calls` False leave that out of everything. `on_end` is told
+    whether there were calls."""
 
     def __init__(
-        self, parser: OutputParser | None, *, keep_reasoning: bool = True, parallel_calls: bool = True
+        self,
+        parser: OutputParser | None,
+        *,
+        keep_reasoning: bool = True,
+        parallel_calls: bool = True,
+        on_end: Callable[[bool], None] | None = None,
     ) -> None:
         self._parser, self._keep_reasoning, self._parallel_calls = parser, keep_reasoning, parallel_calls
+        self._on_end = on_end
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self.calls: dict[int, Call] = {}
@@ -55,6 +66,8 @@ class Answer:
             is_call = bool(self.calls) and output.finish_reason == "stop"
             self.finish_reason = "tool_calls" if is_call else output.finish_reason
             self.stop_reason = output.stop_reason
+            if self._on_end is not None:
+                self._on_end(bool(self.calls))
         return events
 
     def _note(self, event: Event) -> bool:
@@ -91,6 +104,23 @@ class Answer:
 
     def num_reasoning_tokens(self, served: ServedModel) -> int:
         return len(served.engine.inputs.encode(self.reasoning, False)) if self._reasoning else 0
+
+
+def new_answer(
+    served: ServedModel,
+    tools: list[dict[str, Any]] | None,
+    prompt: PreparedPrompt,
+    streaming: bool,
+    api: str,
+    forced: ForcedTools | None = None,
+    **keep: bool,
+) -> Answer:
+    """An answer to `prompt` by one of the APIs, counted if it is searched for calls of `tools`. `keep`: see Answer."""
+    recorder = served.engine.recorder
+    on_end = None
+    if tools and served.tool_parser is not None and recorder is not None:
+        on_end = partial(recorder.tool_call_parser, streaming, api)
+    return Answer(served.new_parser(tools, prompt.ends_in_reasoning, forced), on_end=on_end, **keep)
 
 
 @dataclass

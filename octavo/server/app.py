@@ -14,6 +14,7 @@ import octavo
 from octavo.server import admin, chat, completions, messages, models, responses, tokenize
 from octavo.server.access import ApiKeys, RequestIds
 from octavo.server.errors import add_error_handlers
+from octavo.server.middleware import load_middleware
 from octavo.server.response_store import ResponseStore
 from octavo.server.state import ServerState
 
@@ -22,7 +23,8 @@ _ROUTERS = (chat, completions, responses, messages, models, tokenize, admin)
 
 
 def make_app(state: ServerState, more_routers: Iterable[APIRouter] = ()) -> FastAPI:
-    """`state` gets its engine later. The application keeps it as `app.state.octavo`."""
+    """`state` gets its engine later. The application keeps it as `app.state.octavo`. Raises ConfigurationError for
+    middleware that cannot be had."""
     options = state.options
     is_documented = not options.disable_fastapi_docs
     app = FastAPI(
@@ -34,6 +36,7 @@ def make_app(state: ServerState, more_routers: Iterable[APIRouter] = ()) -> Fast
         redoc_url=None,
         generate_unique_id_function=_operation_id,
         max_body_size=MAX_BODY_BYTES,
+        root_path=options.root_path.rstrip("/"),  # whether the proxy takes it off or not
     )
     app.state.octavo = state
     app.state.responses = ResponseStore()
@@ -52,6 +55,8 @@ def make_app(state: ServerState, more_routers: Iterable[APIRouter] = ()) -> Fast
             allow_credentials=options.allow_credentials,
             expose_headers=["X-Request-Id"],
         )
+    for layer in load_middleware(options.middleware):
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     app.add_middleware(RequestIds)
     describe = app.openapi
 

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from octavo.core.outputs import CompletionOutput
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
-from octavo.server.answer import Answer, TokenCounts
+from octavo.server.answer import Answer, TokenCounts, new_answer
 from octavo.server.logprobs import TokenNames, chat_logprobs
 from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
 from octavo.server.prompts import PreparedPrompt, conversation_from, prepare_conversation, truncate
@@ -21,7 +21,7 @@ from octavo.server.protocol.chat import ChatCompletionRequest, ChatCompletionRes
 from octavo.server.protocol.fields import StreamOptions
 from octavo.server.routing import STREAMED, make_router
 from octavo.server.sampling import make_params, not_supported, refuse_unsupported
-from octavo.server.sse import DONE, data, open_stream, until_disconnect
+from octavo.server.sse import DONE, answer_whole, data, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, public_id, served_model, state_of
 from octavo.server.structured import ForcedTools, after_thinking, form_of
 
@@ -36,10 +36,7 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     if body.stream:
         has_form = job.params.structured_outputs is not None
         return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval, has_form=has_form)
-    response = await until_disconnect(request, complete(job, state))
-    if response is None:
-        return Response(status_code=499)
-    return Response(response.model_dump_json(), media_type="application/json")
+    return await answer_whole(request, complete(job, state))
 
 
 @dataclass
@@ -60,9 +57,13 @@ class ChatJob:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def new_answer(self) -> Answer:
-        parser = self.served.new_parser(self.tools, self.prompt.ends_in_reasoning, self.forced)
-        return Answer(
-            parser,
+        return new_answer(
+            self.served,
+            self.tools,
+            self.prompt,
+            bool(self.body.stream),
+            "chat",
+            forced=self.forced,
             keep_reasoning=self.body.include_reasoning,
             parallel_calls=self.body.parallel_tool_calls is not False,
         )

@@ -22,7 +22,7 @@ from octavo.server.prompts import PreparedPrompt, prepare_ids, prepare_text, tru
 from octavo.server.protocol.completions import CompletionRequest, CompletionResponse
 from octavo.server.routing import STREAMED, make_router
 from octavo.server.sampling import make_params, not_supported, refuse_unsupported
-from octavo.server.sse import DONE, data, open_stream, until_disconnect
+from octavo.server.sse import DONE, answer_whole, data, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, public_id, served_model, state_of
 from octavo.server.structured import form_of
 
@@ -37,10 +37,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     if body.stream:
         has_form = job.params[0].structured_outputs is not None
         return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval, has_form=has_form)
-    response = await until_disconnect(request, complete(job, state))
-    if response is None:
-        return Response(status_code=499)
-    return Response(response.model_dump_json(), media_type="application/json")
+    return await answer_whole(request, complete(job, state))
 
 
 @dataclass

@@ -8,12 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from fastapi import Request, Response
 
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
-from octavo.server.answer import Answer, TokenCounts
+from octavo.server.answer import Answer, TokenCounts, new_answer
 from octavo.server.chat import require_tool_calls
 from octavo.server.errors import anthropic_error_body, named_as
 from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
@@ -30,7 +29,7 @@ from octavo.server.protocol.messages import (
 )
 from octavo.server.routing import STREAMED, make_router
 from octavo.server.sampling import make_params, refuse_unsupported
-from octavo.server.sse import named, open_stream, until_disconnect
+from octavo.server.sse import answer_whole, named, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, public_id, served_model, state_of
 from octavo.server.structured import ForcedTools, after_thinking, form_of
 
@@ -50,10 +49,7 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     if body.stream:
         has_form = job.params.structured_outputs is not None
         return await open_stream(events(job, state), state.options.sse_keep_alive_interval, _error_event, has_form)
-    response = await until_disconnect(request, complete(job, state))
-    if response is None:
-        return Response(status_code=499)
-    return Response(msgspec.json.encode(response), media_type="application/json")
+    return await answer_whole(request, complete(job, state))
 
 
 @router.post("/v1/messages/count_tokens", responses=_RESPONSES)
@@ -83,9 +79,16 @@ class MessagesJob:
 
     def new_answer(self) -> Answer:
         choice = self.body.tool_choice
-        return Answer(
-            self.served.new_parser(self.tools, self.prompt.ends_in_reasoning, self.forced),
-            parallel_calls=not (choice and choice.disable_parallel_tool_use),
+        parallel = not (choice and choice.disable_parallel_tool_use)
+        streaming = bool(self.body.stream)
+        return new_answer(
+            self.served,
+            self.tools,
+            self.prompt,
+            streaming,
+            "messages",
+            forced=self.forced,
+            parallel_calls=parallel,
         )
 
     def generate(self) -> AsyncGenerator[Any, None]:
@@ -112,7 +115,13 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
         tool_parser=served.tool_parser,
     )
     room = max(1, served.max_model_len - len(prompt.token_ids))
-    fields = SamplingFields(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p, stop=body.stop_sequences)
+    fields = SamplingFields(
+        temperature=body.temperature,
+        top_k=body.top_k,
+        top_p=body.top_p,
+        stop=body.stop_sequences,
+        structured_outputs=None,
+    )
     with named_as(stop="stop_sequences"):
         params = make_params(
             fields,

@@ -15,17 +15,17 @@ from fastapi import Query, Request, Response
 
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
-from octavo.server.answer import Answer, TokenCounts
+from octavo.server.answer import Answer, TokenCounts, new_answer
 from octavo.server.chat import forced_tools, require_tool_calls
 from octavo.server.errors import ApiError, error_fields, named_as
 from octavo.server.logprobs import TokenNames, chat_logprobs
 from octavo.server.prompts import Conversation, PreparedPrompt, prepare_conversation
 from octavo.server.protocol.responses import DeletedResponse, ResponseObject, ResponsesRequest
 from octavo.server.response_items import OutputItems, chat_messages
-from octavo.server.response_store import ResponseStore, StoredResponse
+from octavo.server.response_store import KeptResponse, ResponseStore, StoredResponse
 from octavo.server.routing import REFUSALS, STREAMED, make_router
 from octavo.server.sampling import make_params, not_supported, refuse_unsupported
-from octavo.server.sse import named, open_stream, until_disconnect
+from octavo.server.sse import answer_whole, named, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, served_model, state_of
 from octavo.server.structured import ForcedTools, after_thinking, form_of
 
@@ -40,14 +40,13 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
     if body.background:
         entry = run.start()
         if body.stream:
-            return await open_stream(follow(entry, 0), state.options.sse_keep_alive_interval)
+            return await open_stream(entry.follow(0), state.options.sse_keep_alive_interval)
         return _json(entry.response)
     if body.stream:
         has_form = run.job.params.structured_outputs is not None
         keep_alive = state.options.sse_keep_alive_interval
         return await open_stream(run.encoded(), keep_alive, run.error_event, has_form)
-    response = await until_disconnect(request, run.finish())
-    return Response(status_code=499) if response is None else _json(response)
+    return await answer_whole(request, run.finish())
 
 
 @router.get("/v1/responses/{response_id}", response_model=ResponseObject, responses=STREAMED)
@@ -58,31 +57,28 @@ async def retrieve_response(
     starting_after: Annotated[int | None, Query(ge=-1)] = None,
 ) -> Response:
     """A kept response as it is now; `stream` its events, if it is made in the background."""
-    entry = _find(store_of(request), response_id)
+    entry = await _find(request, response_id)
     if not stream:
         return _json(entry.response)
     if not entry.response["background"]:
         raise InvalidRequest("stream: only responses made in the background can be streamed again", "stream")
-    start = 0 if starting_after is None else min(starting_after + 1, len(entry.events) + 1)
-    return await open_stream(follow(entry, start), state_of(request).options.sse_keep_alive_interval)
+    start = 0 if starting_after is None else starting_after + 1
+    return await open_stream(entry.follow(start), state_of(request).options.sse_keep_alive_interval)
 
 
 @router.post("/v1/responses/{response_id}/cancel", response_model=ResponseObject, responses=REFUSALS)
 async def cancel_response(response_id: str, request: Request) -> Response:
     """Ends a response that is made in the background. One that has ended stays as it is."""
-    entry = _find(store_of(request), response_id)
+    entry = await _find(request, response_id)
     if not entry.response["background"]:
         raise InvalidRequest("only responses made in the background can be cancelled", "response_id")
-    await _cancel(entry)
+    await entry.cancel()
     return _json(entry.response)
 
 
 @router.delete("/v1/responses/{response_id}", responses=REFUSALS)
 async def delete_response(response_id: str, request: Request) -> DeletedResponse:
-    store = store_of(request)
-    entry = _find(store, response_id)
-    await _cancel(entry)
-    store.remove(response_id)
+    await (await _find(request, response_id)).remove()
     return DeletedResponse(id=response_id)
 
 
@@ -91,19 +87,11 @@ def store_of(request: Request) -> ResponseStore:
     return store
 
 
-def _find(store: ResponseStore, response_id: str) -> StoredResponse:
-    entry = store.get(response_id)
+async def _find(request: Request, response_id: str) -> KeptResponse:
+    entry = await store_of(request).find(response_id)
     if entry is None:
         raise ApiError(404, f"no response {response_id[:100]!r} is kept", "response_id")
     return entry
-
-
-async def _cancel(entry: StoredResponse) -> None:
-    if entry.is_running and entry.task is not None:
-        entry.response["status"] = "cancelled"
-        entry.task.cancel()
-        await asyncio.gather(entry.task, return_exceptions=True)
-        await entry.end()
 
 
 def _json(response: dict[str, Any]) -> Response:
@@ -129,8 +117,13 @@ class ResponseJob:
     names: TokenNames
 
     def new_answer(self) -> Answer:
-        return Answer(
-            self.served.new_parser(self.tools, self.prompt.ends_in_reasoning, self.forced),
+        return new_answer(
+            self.served,
+            self.tools,
+            self.prompt,
+            bool(self.body.stream),
+            "responses",
+            forced=self.forced,
             keep_reasoning=self.body.include_reasoning,
             parallel_calls=self.body.parallel_tool_calls is not False,
         )
@@ -197,7 +190,7 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
     _refuse(body)
     forced = _forced_tools(body)
     tools = _tools(body, served, forced)
-    messages = [*_earlier(body, store), *chat_messages(body.input)]
+    messages = [*await _earlier(body, store), *chat_messages(body.input)]
     if not messages:
         raise InvalidRequest("input must have at least one item, got none", "input")
     variables = dict(body.chat_template_kwargs or {})
@@ -222,13 +215,13 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
             num_prompt_tokens=len(prompt.token_ids),
             max_tokens=body.max_output_tokens,
             logprobs=_num_logprobs(body),
-            stream=bool(body.stream),
+            stream=bool(body.stream or body.background),  # what is made in the background can be followed
             parser=served.new_parser(tools, False, forced),
             form=after_thinking(form, served, prompt.ends_in_reasoning),
         )
     names = TokenNames(served.engine.outputs.token_text, served.options.return_tokens_as_token_ids)
     response_id = f"resp_{body.request_id[:256] if body.request_id else secrets.token_hex(16)}"
-    if body.request_id and store.get(response_id) is not None:
+    if body.request_id and await store.find(response_id) is not None:
         raise InvalidRequest(f"request_id: a response {response_id!r} is kept already", "request_id")
     return ResponseJob(response_id, model, body, served, messages, prompt, params, tools, forced, names)
 
@@ -279,10 +272,10 @@ def _tools(body: ResponsesRequest, served: ServedModel, forced: ForcedTools | No
     return tools
 
 
-def _earlier(body: ResponsesRequest, store: ResponseStore) -> list[dict[str, Any]]:
+async def _earlier(body: ResponsesRequest, store: ResponseStore) -> list[dict[str, Any]]:
     if body.previous_response_id is None:
         return []
-    entry = store.get(body.previous_response_id)
+    entry = await store.find(body.previous_response_id)
     if entry is None:
         raise ApiError(404, f"no response {body.previous_response_id[:100]!r} is kept", "previous_response_id")
     if entry.response["status"] not in ("completed", "incomplete"):
@@ -307,7 +300,7 @@ class ResponseRun:
 
     def __init__(self, job: ResponseJob, state: ServerState, store: ResponseStore) -> None:
         self.job, self.state, self.store = job, state, store
-        self.entry = StoredResponse(job.skeleton(), job.messages)
+        self.entry = StoredResponse(job.skeleton(), job.messages, store)
         self._num_events = 0
 
     async def finish(self) -> dict[str, Any]:
@@ -412,20 +405,6 @@ class ResponseRun:
 
 
 _BEGINNING = ("response.created", "response.in_progress")
-
-
-async def follow(entry: StoredResponse, start: int) -> AsyncGenerator[bytes, None]:
-    """The events of a background response from number `start` on, until it ends."""
-    position = start
-    while True:
-        async with entry.changed:
-            while position >= len(entry.events) and not entry.is_over:
-                await entry.changed.wait()
-            new = entry.events[position:]
-        if not new:
-            return
-        position += len(new)
-        yield b"".join(new)
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 import stat
-import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -24,9 +24,12 @@ from octavo.engine.configure import configure
 from octavo.engine.launch import FrontendGroup, Supervisor
 from octavo.errors import ConfigurationError
 from octavo.server.app import make_app
+from octavo.server.certificates import CertificateWatch, check_tls
 from octavo.server.metrics import router as metrics_router
+from octavo.server.middleware import load_middleware
 from octavo.server.page import router as page_router
-from octavo.server.state import ServedModel, ServerState
+from octavo.server.response_peers import Place, ResponsePeers
+from octavo.server.state import ServedModel, ServerState, check_parsers
 from octavo.telemetry.recorder import Recorder
 
 logger = logging.getLogger("octavo.server")
@@ -37,27 +40,36 @@ INTERRUPTED = 130
 
 
 def serve(options: Options, serve_options: ServeOptions) -> int:
-    """Until a signal ends it. Returns the exit status. Raises what loading the model raises."""
+    """Until a signal ends it. Returns the exit status. Raises ConfigurationError, and what loading the model raises."""
+    load_middleware(serve_options.middleware)  # what is wrong is said before anything starts
+    check_tls(serve_options)
+    check_parsers(serve_options)
     with listening(serve_options) as sock:
         if serve_options.api_server_count > 1:
             return _serve_from_several(options, serve_options, sock)
         return serve_socket(lambda: AsyncEngine.launch(options), serve_options, sock)
 
 
-def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOptions, sock: socket.socket) -> int:
+def serve_socket(
+    open_engine: Callable[[], AsyncEngine],
+    serve_options: ServeOptions,
+    sock: socket.socket,
+    place: Place | None = None,
+    on_server: Callable[[Server], None] | None = None,
+) -> int:
     """Answers on a socket until a signal ends it. `open_engine` is called on the event loop, and returns before the
-    engine is ready."""
+    engine is ready. `place` is among other processes that answer on the same socket; `on_server` gets what serves."""
     _log_as_octavo(serve_options)
     state = ServerState(serve_options)
+    app = make_app(state, [metrics_router(state), page_router(state)])
     config = uvicorn.Config(
-        make_app(state, [metrics_router(state), page_router(state)]),
+        app,
         loop="uvloop",
         http="httptools",
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=not serve_options.disable_uvicorn_access_log,
-        root_path=serve_options.root_path,
         ssl_keyfile=serve_options.ssl_keyfile,
         ssl_certfile=serve_options.ssl_certfile,
         ssl_ca_certs=serve_options.ssl_ca_certs,
@@ -65,11 +77,12 @@ def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOpt
         timeout_graceful_shutdown=None,
         server_header=False,
     )
-    try:
-        config.load()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"ssl_keyfile, ssl_certfile: {error}") from error
-    server = _Server(config, state)
+    config.load()
+    peers = None if place is None else ResponsePeers(app.state.responses, place)
+    app.state.responses.elsewhere = peers
+    server = Server(config, state, peers)
+    if on_server is not None:
+        on_server(server)
     with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
         runner.run(server.run_with_engine(open_engine, sock))
@@ -79,11 +92,11 @@ def serve_socket(open_engine: Callable[[], AsyncEngine], serve_options: ServeOpt
 def _serve_from_several(options: Options, serve_options: ServeOptions, sock: socket.socket) -> int:
     """Several processes answer on one socket for one core; this one starts and watches all of them."""
     signals: list[int] = []
-    is_over = threading.Event()
+    ends: SimpleQueue[None] = SimpleQueue()  # its `put` may interrupt its `get`, as a signal does
 
     def note(sig: int, frame: FrameType | None) -> None:
         signals.append(sig)
-        is_over.set()
+        ends.put(None)
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, note)
@@ -92,7 +105,9 @@ def _serve_from_several(options: Options, serve_options: ServeOptions, sock: soc
     try:
         configured = configure(options)
         supervisor.configure(configured.config)
-        settings = msgspec.json.encode({"options": serve_options, "socket": sock.fileno()})
+        settings = msgspec.json.encode(
+            {"options": serve_options, "socket": sock.fileno(), "directory": supervisor.directory}
+        )
         group = FrontendGroup(
             supervisor,
             configured.config,
@@ -103,36 +118,40 @@ def _serve_from_several(options: Options, serve_options: ServeOptions, sock: soc
         )
         where = address_of(sock, serve_options.ssl_certfile is not None)
         logger.info("%d processes answer at %s; the engine is starting", serve_options.api_server_count, where)
-        unsubscribe = supervisor.subscribe(lambda status: is_over.set() if status.state == "dead" else None)
-        while not is_over.wait(1.0):  # signals are handled between two waits
-            pass
+        unsubscribe = supervisor.subscribe(lambda status: ends.put(None) if status.state == "dead" else None)
+        ends.get()
         unsubscribe()
         supervisor.drain()
     finally:
         if group is not None:
-            group.stop(serve_options.shutdown_timeout + _LAST_WORDS if len(signals) < 2 else 0.0)
+            group.stop(serve_options.shutdown_timeout + _LAST_WORDS, lambda: len(signals) > 1)
         supervisor.stop()
     if supervisor.failure is not None and not signals:
         raise supervisor.failure
     return INTERRUPTED if signals[:1] == [signal.SIGINT] else 0
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """The first signal lets running requests end, for shutdown_timeout seconds; a second one does not wait."""
 
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, peers: ResponsePeers | None = None) -> None:
         super().__init__(config)
-        self.state = state
+        self.state, self.peers = state, peers
         self.signals: list[int] = []
 
     async def run_with_engine(self, open_engine: Callable[[], AsyncEngine], sock: socket.socket) -> None:
+        if self.peers is not None:
+            await self.peers.open()
         engine = open_engine()
-        loading = asyncio.ensure_future(self._load(engine))
+        loading, watching = asyncio.ensure_future(self._load(engine)), asyncio.ensure_future(self._watch_certificate())
         try:
             await self.serve([sock])
         finally:
             loading.cancel()
-            (error,) = await asyncio.gather(loading, return_exceptions=True)
+            watching.cancel()
+            error, _ = await asyncio.gather(loading, watching, return_exceptions=True)
+            if self.peers is not None:
+                self.peers.close()
             if self.state.recorder is not None:
                 await asyncio.to_thread(self.state.recorder.close)
             await asyncio.to_thread(engine.shutdown)
@@ -158,6 +177,13 @@ class _Server(uvicorn.Server):
         self.state.served.set_result(served)
         logger.info("%s is ready; its context is %d tokens", " = ".join(served.names), served.max_model_len)
 
+    async def _watch_certificate(self) -> None:
+        options, context = self.state.options, self.config.ssl
+        if not options.enable_ssl_refresh or context is None:
+            return
+        assert options.ssl_certfile is not None and options.ssl_keyfile is not None
+        await CertificateWatch(context, options.ssl_certfile, options.ssl_keyfile, options.ssl_ca_certs).run()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
         kinds = (signal.SIGINT, signal.SIGTERM)
@@ -170,8 +196,12 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.signals.append(sig)
-        if self.should_exit:
+        if len(self.signals) > 1:
             self.force_exit = True
+        self.end()
+
+    def end(self) -> None:
+        """What one signal does, from any thread: nothing more if there was one."""
         self.should_exit = True
         self.state.is_stopping = True
 

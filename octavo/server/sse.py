@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request, Response
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from octavo.server.errors import error_body
@@ -121,6 +122,15 @@ class _EventStream(Response):
                 await self._send_body(send, KEEP_ALIVE)
                 silent = 0.0
             await asyncio.sleep(self._keep_alive - silent)
+
+
+async def answer_whole(request: Request, work: Coroutine[Any, Any, BaseModel | dict[str, Any]]) -> Response:
+    """What `work` returns, as JSON. A client that goes away first gets nothing, and `work` is cancelled."""
+    content = await until_disconnect(request, work)
+    if content is None:
+        return Response(status_code=499)
+    body = content.model_dump_json() if isinstance(content, BaseModel) else _encode(content)
+    return Response(body, media_type="application/json")
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

@@ -155,6 +155,12 @@ def _chosen(asked: str | None, detected: str | None) -> str | None:
     return detected if not asked else None if asked == _OFF else asked
 
 
+def check_parsers(options: ServeOptions) -> None:
+    """Raises ConfigurationError for a parser that does not exist."""
+    tool, reasoning = _chosen(options.tool_call_parser, None), _chosen(options.reasoning_parser, None)
+    make_output_parser(tool, reasoning, None, None, False)
+
+
 def _names_of(engine: AsyncEngine) -> list[str]:
     """As the user named the model, and as it calls itself."""
     configured = engine.frontend.configured

@@ -136,7 +136,7 @@ class LlguidanceBackend:
                     options |= {"whitespace_flexible": False}
                 if form.whitespace_pattern is not None:
                     options["whitespace_pattern"] = form.whitespace_pattern
-                return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+                return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)  # type: ignore[arg-type]
             case "regex":
                 return llguidance.LLMatcher.grammar_from_regex(form.value)
             case "choice":

@@ -35,6 +35,8 @@ PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3
 LATENCY = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0,
            60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0)  # fmt: skip
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+RESIDENCE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0,
+             600.0, 1200.0, 1800.0)  # fmt: skip
 COUNT = (1, 2, 5, 10, 20)
 PREEMPTIONS = (0, 1, 2, 3, 5, 10, 20)
 LENGTH = ()  # 1, 2, 5, 10, ... up to the model's length
@@ -87,6 +89,27 @@ SERIES = (
     Series("mm_cache_hits", "counter", "Media items found there."),
     Series("num_preemptions", "counter", "Times a running request gave its blocks back."),
     Series("corrupted_requests", "counter", "Requests that ended because their results were not finite."),
+    Series(
+        "kv_block_lifetime_seconds",
+        "histogram",
+        "From when a cached block was taken until its content gave way.",
+        bounds=RESIDENCE,
+        feature="--kv-cache-metrics",
+    ),
+    Series(
+        "kv_block_idle_before_evict_seconds",
+        "histogram",
+        "From when a cached block was taken, or last found, until its content gave way.",
+        bounds=RESIDENCE,
+        feature="--kv-cache-metrics",
+    ),
+    Series(
+        "kv_block_reuse_gap_seconds",
+        "histogram",
+        "Between two times that a cached block was found.",
+        bounds=RESIDENCE,
+        feature="--kv-cache-metrics",
+    ),
     Series("iteration_tokens_total", "histogram", "Tokens computed in a step.", bounds=STEP_TOKENS),
     # this front end's requests
     Series("request_success", "counter", "Requests that have ended, by why.", ("finished_reason",)),
@@ -177,6 +200,7 @@ class Metrics:
         engine: str = "0",
         max_model_len: int = 1 << 17,
         cache_info: Mapping[str, str] | None = None,
+        block_lives: bool = False,
     ) -> None:
         self.prefix = prefix
         self.labels = {"model_name": model_name, "engine": engine}
@@ -188,7 +212,7 @@ class Metrics:
         for row in SERIES:
             if row.kind == "counter":
                 self._counters[row.name] = {} if row.labels or row.feature else {(): 0}
-            elif row.kind == "histogram":
+            elif row.kind == "histogram" and (not row.feature or block_lives):
                 self._histograms[row.name] = Histogram(row.bounds or length_bounds(max_model_len))
         for name, values in (
             ("prompt_tokens_by_source", ("local_compute", "local_cache_hit", "external_kv_transfer")),
@@ -222,6 +246,11 @@ class Metrics:
         if stats.num_prefix_queries or stats.num_prefix_hits:
             self._add("prefix_cache_queries", stats.num_prefix_queries)
             self._add("prefix_cache_hits", stats.num_prefix_hits)
+        for life in stats.block_lives or ():
+            self._observe("kv_block_lifetime_seconds", life.lifetime)
+            self._observe("kv_block_idle_before_evict_seconds", life.idle)
+            for gap in life.reuse_gaps:
+                self._observe("kv_block_reuse_gap_seconds", gap)
         if stats.num_preempted:
             self._add("num_preemptions", stats.num_preempted)
         if stats.num_corrupted:
@@ -304,8 +333,10 @@ class Metrics:
         for row in SERIES:
             full = f"{self.prefix}:{row.name}"
             if row.kind == "histogram":
+                held = self._histograms.get(row.name)
+                if held is None:
+                    continue
                 histogram = HistogramMetricFamily(full, row.text, labels=names)
-                held = self._histograms[row.name]
                 histogram.add_metric(values, held.buckets(), held.sum)
                 yield histogram
                 continue

@@ -43,6 +43,7 @@ class Recorder:
             prefix=config.machine.metrics_prefix,
             max_model_len=config.scheduler.max_model_len,
             cache_info=cache_info(config.cache, num_blocks),
+            block_lives=config.machine.block_lives_sample > 0,
         )
         live = LiveView(model_name, config.scheduler.max_num_batched_tokens, config.scheduler.max_num_seqs)
         return cls(metrics, ThroughputLog(), live, tracer)
@@ -67,6 +68,11 @@ class Recorder:
         """A request was turned away; `limit` is the option that set the limit."""
         if self.metrics is not None:
             self.metrics.rejection(limit)
+
+    def tool_call_parser(self, streaming: bool, api: str, found: bool) -> None:
+        """An answer was searched for tool calls."""
+        if self.metrics is not None:
+            self.metrics.tool_call_parser(streaming=streaming, found=found, request_type=api)
 
     def completion(self, ended: FinishedCompletion) -> None:
         if self.metrics is not None:

@@ -15,7 +15,10 @@ from octavo.loader.files import open_weights
 from octavo.models.registry import model_class
 from octavo.ops import dispatch
 from octavo.platforms.platform import Platform
+from octavo.runner.batch import BatchBuilder, Buckets, Builder, StaticBatchBuilder
 from octavo.runner.extension import BatchExtension
+from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
+from octavo.runner.row_table import RowTable
 from octavo.runner.state_copies import StateCopies
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
@@ -24,9 +27,29 @@ from octavo.worker.paged_cache import PagedCache
 def build_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
     """The model with its weights."""
     model_config = config.model
-    checkpoint = model_config.checkpoint
-    cls = model_class(checkpoint.config["architectures"])
+    with torch.inference_mode():
+        model, _ = _construct(config, platform, device)
+        if model_config.load_format == "dummy":
+            model.load(_DummyWeights(model, model_config.seed, device))
+        else:
+            with open_weights(model_config.checkpoint) as weights:
+                description = f"loading {model_config.checkpoint.name}"
+                with progress_bar(total=weights.total_bytes, description=description, unit="B") as bar:
+                    model.load(weights, bar.advance)
+    return model
+
+
+def build_skeleton(config: EngineConfig, platform: Platform) -> tuple[CausalLM, AttentionSelector]:
+    """The model as it would be, without memory or weights, and what chose its attention backends."""
+    with torch.inference_mode():
+        return _construct(config, platform, torch.device("meta"))
+
+
+def _construct(config: EngineConfig, platform: Platform, device: torch.device) -> tuple[CausalLM, AttentionSelector]:
+    model_config = config.model
+    cls = model_class(model_config.checkpoint.config["architectures"])
     dispatch.use(platform.op_order)
+    attention = AttentionSelector(platform.attention_order, model_config.attention_backend)
     build = BuildContext(
         dtype=getattr(torch, model_config.dtype),
         max_model_len=model_config.max_model_len,
@@ -34,23 +57,23 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
         block_size=config.cache.block_size,
         conv_state_dtype=config.cache.conv_state_dtype,
         ssm_state_dtype=config.cache.ssm_state_dtype,
-        attention=AttentionSelector(platform.attention_order, model_config.attention_backend),
+        attention=attention,
         capability=platform.capability,
     )
-    with torch.inference_mode():
-        model = cls(checkpoint.config, build)
-        if model_config.load_format == "dummy":
-            model.load(_DummyWeights(model, model_config.seed, device))
-        else:
-            with open_weights(checkpoint) as weights:
-                bar = progress_bar(total=weights.total_bytes, description=f"loading {checkpoint.name}", unit="B")
-                with bar:
-                    model.load(weights, bar.advance)
-    return model
+    return cls(model_config.checkpoint.config, build), attention
 
 
 def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:
     return [StateCopies(cache.copy)]
+
+
+def build_steps(config: EngineConfig, platform: Platform, table: RowTable, block_size: int) -> tuple[Builder, Graphs]:
+    """How a step becomes tensors, and how its forward runs."""
+    device, scheduler = table.computed.device, config.scheduler
+    if platform.graphs == "eager":
+        return BatchBuilder(table, block_size), EagerGraphs()
+    buckets = Buckets(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+    return StaticBatchBuilder(table, block_size, buckets, scheduler.max_num_batched_tokens), CudaGraphs(device)
 
 
 class _DummyWeight:

@@ -21,10 +21,16 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: EngineConfig, platform: Platform, groups: tuple[CacheGroup, ...], slabs: SlabPlan, weight_bytes: int
+    config: EngineConfig,
+    platform: Platform,
+    groups: tuple[CacheGroup, ...],
+    slabs: SlabPlan,
+    weight_bytes: int,
+    step_bytes: int = 0,
 ) -> MemoryPlan:
     """What an explicit size, or the share of what is free now that the weights are loaded, holds; never more than
-    `max_num_seqs` requests of `max_model_len` can use. OutOfMemory if not even one step's tokens fit."""
+    `max_num_seqs` requests of `max_model_len` can use. `step_bytes` are left for the largest step and for graphs, on a
+    device with memory of its own. OutOfMemory if not even one step's tokens fit."""
     scheduler, cache = config.scheduler, config.cache
     free, total = platform.memory_info()
     state = f"{_gib(free)} of {_gib(total)} free, weights {_gib(weight_bytes)}"
@@ -40,9 +46,11 @@ def plan_memory(
     else:
         budget = int(free * cache.memory_fraction)
         if not platform.shares_memory:  # the fraction is of the whole device, weights included
-            budget = int(total * cache.memory_fraction) - (total - free)
+            budget = int(total * cache.memory_fraction) - (total - free) - step_bytes
+            state += f", {_gib(step_bytes)} for steps"
         num_slabs = slabs.num_slabs(max(0, budget))
-        why = f"{cache.memory_fraction:.0%} of what is free ({state})"
+        of = "what is free" if platform.shares_memory else "the device"
+        why = f"{cache.memory_fraction:.0%} of {of} ({state})"
         if num_slabs > useful:
             num_slabs = useful
             why = f"all that {scheduler.max_num_seqs} requests of {scheduler.max_model_len} tokens can use ({state})"

@@ -8,16 +8,18 @@ import time
 import torch
 
 from octavo.cache.groups import CacheGroup, SlabPlan, group_layers, plan_slabs
-from octavo.cache.retention import KeepLatest
 from octavo.config.engine_config import EngineConfig
+from octavo.ops.device import recover
 from octavo.platforms.platform import Platform
 from octavo.runner.finish import SampleFinish
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.row_table import RowTable
 from octavo.sampling.sampler import Sampler
-from octavo.worker.assemble import build_extensions, build_model
+from octavo.worker.assemble import build_extensions, build_model, build_steps
+from octavo.worker.explain import explain_groups
 from octavo.worker.memory import MemoryPlan, plan_memory
 from octavo.worker.paged_cache import PagedCache
+from octavo.worker.step_memory import measure_step
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,10 @@ class Worker:
         loaded = time.perf_counter()
         self.groups: tuple[CacheGroup, ...] = group_layers(self.model.cache_specs())
         self.slabs: SlabPlan = plan_slabs(tuple(group.block_bytes for group in self.groups))
-        self.memory: MemoryPlan = plan_memory(config, platform, self.groups, self.slabs, weight_bytes)
+        step_bytes = measure_step(
+            self.model, self.groups, self.slabs, config.scheduler, self.device, platform.graphs == "captured"
+        )
+        self.memory: MemoryPlan = plan_memory(config, platform, self.groups, self.slabs, weight_bytes, step_bytes)
         self.cache = PagedCache(self.groups, self.slabs, self.memory.num_slabs, self.device)
         self.model.bind_caches(self.cache.parts, self.cache.group_of)
         max_rows, max_tokens = config.scheduler.max_num_seqs, config.scheduler.max_model_len
@@ -46,7 +51,7 @@ class Worker:
             table,
             SampleFinish(self.model, table, sampler),
             build_extensions(self.cache),
-            self.groups[0].tokens,
+            *build_steps(config, platform, table, self.groups[0].tokens),
             scrub=self.cache.scrub,
         )
         logger.info(
@@ -59,22 +64,14 @@ class Worker:
             self.groups[0].tokens,
             self.memory.why,
         )
-        self._explain_states()
+        for reason in explain_groups(self.groups, self.memory.num_slabs, self.slabs, max_rows):
+            logger.info("%s: %s; %s", reason.option, reason.value, reason.why)
 
-    def _explain_states(self) -> None:
-        """What keeping recurrent states costs, and where they are kept."""
-        for group in self.groups:
-            if isinstance(group.retention, KeepLatest):
-                logger.info(
-                    "recurrent state of %d layers: %.2f MiB a request and a checkpoint; kept at the end of every "
-                    "prompt, at the last border of %d tokens passed in decoding, where prompts branch, and every %d "
-                    "tokens of a prompt (at most %d times); the least recently used go first",
-                    len(group.layers),
-                    group.block_bytes / (1 << 20),
-                    group.tokens,
-                    group.retention.checkpoint_every * group.tokens,
-                    group.retention.max_checkpoints,
-                )
+    def recover(self) -> None:
+        """After a failed step: rows are forgotten, memory that nobody uses is given back. Raises what the device raises
+        if it is lost."""
+        self.runner.reset()
+        recover(self.device)
 
     def release(self) -> None:
         """Gives the memory back. May be called again."""

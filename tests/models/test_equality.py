@@ -4,6 +4,7 @@ any chunk budget, preemption, steps in flight, alone and in a batch of 64."""
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,17 @@ import pytest
 import torch
 import transformers
 
+from octavo.attention import select
+from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 from octavo.config.options import Options
 from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
 from octavo.engine.assemble import build_engine
 from octavo.engine.configure import configure
 from octavo.engine.engine_core import EngineCore
+from octavo.ops.attention import paged_attention
+from octavo.runner.batch import Batch, Buckets, StaticBatchBuilder
+from octavo.runner.graphs import Compute, Computed
 from tests.models.harness import randomise, save
 from tests.models.test_logits import VARIANTS, VOCAB, config_of
 
@@ -135,3 +141,68 @@ def test_preemption_changes_no_token(reference: Reference, caching: bool, depth:
     outputs, num_preempted, _ = run(engine, reference.prompts * 3, alone=False, preempt_every=every)
     assert outputs == reference.outputs * 3
     assert num_preempted > 0
+
+
+class DeviceAttention:
+    """Reads a step from its tensors alone, as a backend must whose steps are captured."""
+
+    name = "device_attention"
+
+    def why_not(self, query: AttentionQuery) -> None:
+        return None
+
+    def plan(self, step: StepContext, group: int) -> None:
+        return None
+
+    def graph_key(self, step: StepContext) -> Hashable:
+        return None
+
+    def forward(
+        self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall
+    ) -> torch.Tensor:
+        table = step.groups[group].block_table
+        window, soft_cap = call.window, call.soft_cap
+        return paged_attention(q_TNH, cache, table, step.query_start, step.seq_lens, call.scale, window, soft_cap)
+
+
+class Replays:
+    """What a captured graph does: computes again what the tensors of its first batch hold."""
+
+    def __init__(self) -> None:
+        self.first: dict[Hashable, Batch] = {}
+        self.num_replays = 0
+
+    def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
+        assert batch.bucket is not None and key is not None
+        first = self.first.setdefault((batch.bucket, key), batch)
+        self.num_replays += first is not batch
+        for group in batch.step.groups:
+            group.slots.clamp_(min=0)  # the null block's: the specification of write_kv leaves no token out
+        return compute(first)
+
+    def reset(self) -> None:
+        self.first.clear()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("budget", [16, 64])
+def test_steps_at_fixed_addresses_give_the_same_tokens(
+    reference: Reference, budget: int, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reference.folder.name.startswith(("mamba", "bamba")):
+        pytest.skip("recurrent layers read of their step what only the host knows")
+    monkeypatch.setitem(select._known, "device_attention", f"{__name__}:DeviceAttention")
+    engine = engine_for(
+        reference,
+        attention_backend="device_attention",
+        num_gpu_blocks_override=600,
+        max_num_batched_tokens=budget,
+        max_num_seqs=16,
+        async_scheduling=depth == 2,
+    )
+    runner, replays = engine.executor.worker.runner, Replays()
+    runner._batches = StaticBatchBuilder(runner.table, 16, Buckets(16, budget), budget)
+    runner._graphs = replays
+    outputs, _, num_cached = run(engine, reference.prompts * 3, alone=False)
+    assert outputs == reference.outputs * 3
+    assert num_cached > 0 and replays.num_replays > len(replays.first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -15,15 +17,47 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from octavo.ops import dispatch
 from octavo.ops import sampling as ops
 from octavo.ops.torch.sampling import BLOCK, CANDIDATES
+from tests.ops.on_device import IS_INTERPRETED, implementation_of
 
+OPS = (
+    "apply_bitmask",
+    "apply_penalties",
+    "argmax",
+    "choose_tokens",
+    "gather_logprobs",
+    "mask_truncated",
+    "row_uniform",
+    "sample",
+)
+IMPLEMENTATIONS = [name for name in dispatch.present()["sample"] if name == "torch" or not IS_INTERPRETED]
 NUM_DRAWS = 100_000
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, params=dispatch.present()["sample"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    for op in OPS:
+        if request.param not in dispatch.present()[op]:
+            continue
+        monkeypatch.setattr(dispatch.bound, op, implementation_of(op, request.param))
+    return request.param
+
+
+def is_slow(implementation: str) -> bool:
+    """A program of a kernel takes the interpreter up to 0.1 s."""
+    return IS_INTERPRETED and implementation != "torch"
+
+
+def many(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of many rows: not for the interpreter."""
+    return pytest.mark.parametrize("implementation", IMPLEMENTATIONS, indirect=True)(test)
 
 
 def kept_by_sorting(logits: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
@@ -53,7 +87,7 @@ def truncate(logits: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 
 
 @pytest.mark.parametrize("vocab_size", [7, 300, 5000, 40_003])
 @pytest.mark.parametrize("scale", [0.05, 3.0])
-def test_truncation_equals_the_sorted_definition(vocab_size: int, scale: float) -> None:
+def test_truncation_equals_the_sorted_definition(implementation: str, vocab_size: int, scale: float) -> None:
     """Every combination in one batch, so rows settle in different rounds; a small scale is a flat distribution."""
     torch.manual_seed(vocab_size)
     # thresholds away from what a sum could hit exactly; 129 and 1025 are just past what a round looks at
@@ -63,6 +97,8 @@ def test_truncation_equals_the_sorted_definition(vocab_size: int, scale: float) 
         for top_p in (1.0, 0.1003, 0.9007)
         for min_p in (0.0, 0.3001)
     ]
+    if is_slow(implementation):
+        combinations = combinations[vocab_size % 7 :: 11]
     logits = torch.randn(len(combinations), vocab_size) * scale
     top_k, top_p, min_p = (torch.tensor(column) for column in zip(*combinations, strict=True))
     original = logits.clone()
@@ -89,9 +125,9 @@ def test_ties_stay_under_top_k_and_go_by_id_under_top_p() -> None:
     assert kept[2999] and not kept[2998] and kept[: kept.sum() - 1].all()
 
 
-def test_coarse_logits_with_many_ties_equal_the_definition() -> None:
+def test_coarse_logits_with_many_ties_equal_the_definition(implementation: str) -> None:
     torch.manual_seed(3)
-    logits = (torch.randn(12, 4000) * 2).bfloat16().float()
+    logits = (torch.randn(2 if is_slow(implementation) else 12, 4000) * 2).bfloat16().float()
     for top_k, top_p in ((0, 0.5003), (200, 0.9001), (17, 1.0), (0, 0.9901)):
         kept = torch.isfinite(truncate(logits, top_k=top_k, top_p=top_p))
         for row in range(len(logits)):
@@ -112,8 +148,10 @@ def test_masked_tokens_stay_masked_and_broken_rows_harm_nobody() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [40 * BLOCK * CANDIDATES[0] + 3, 4000])
-def test_a_row_with_few_tokens_left(vocab_size: int) -> None:
+def test_a_row_with_few_tokens_left(implementation: str, vocab_size: int) -> None:
     """Fewer than the first list of candidates, one of them the last of the vocabulary."""
+    if is_slow(implementation):
+        vocab_size = min(vocab_size, 4000 + vocab_size % BLOCK)
     logits = torch.full((1, vocab_size), -torch.inf)
     logits[0, [4, 900, vocab_size - 1]] = torch.tensor([1.0, 0.5, 2.0])
     assert torch.equal(truncate(logits, top_k=50, top_p=0.9999), logits)
@@ -124,6 +162,7 @@ def test_a_row_with_few_tokens_left(vocab_size: int) -> None:
     assert len(set(token_ids[0, 1:].tolist())) == 40
 
 
+@pytest.mark.parametrize("implementation", ["torch"], indirect=True)
 def test_likely_rows_are_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the growing list is for."""
     sorted_sizes: list[int] = []
@@ -150,6 +189,7 @@ def chi_square(token_ids: Tensor, probabilities: np.ndarray) -> float:
     return float(stats.chisquare(counts[possible], expected).pvalue)
 
 
+@many
 @pytest.mark.parametrize("vocab_size", [5, BLOCK, 2 * BLOCK + 9])
 def test_draws_follow_softmax(vocab_size: int) -> None:
     torch.manual_seed(6)
@@ -160,14 +200,16 @@ def test_draws_follow_softmax(vocab_size: int) -> None:
     assert chi_square(drawn, torch.softmax(logits[0].double(), -1).numpy()) > 1e-3
 
 
-def test_draws_invert_the_distribution_exactly() -> None:
+def test_draws_invert_the_distribution_exactly(implementation: str) -> None:
     """Token i owns [sum of the probabilities before it, that plus its own), also at the ends and across blocks."""
     vocab_size = 2 * BLOCK
-    logits = torch.zeros(1, vocab_size)
-    uniform = torch.arange(vocab_size, dtype=torch.float64) / vocab_size
-    rows = logits.expand(vocab_size, -1)
-    assert torch.equal(ops.sample(rows, uniform), torch.arange(vocab_size))
-    assert torch.equal(ops.sample(rows, uniform + 0.999 / vocab_size), torch.arange(vocab_size))
+    tokens = torch.arange(vocab_size)
+    if is_slow(implementation):
+        tokens = torch.tensor([0, 1, 77, BLOCK - 2, BLOCK - 1, BLOCK, BLOCK + 1, 200, vocab_size - 1])
+    uniform = tokens.double() / vocab_size
+    rows = torch.zeros(1, vocab_size).expand(len(tokens), -1)
+    assert torch.equal(ops.sample(rows, uniform), tokens)
+    assert torch.equal(ops.sample(rows, uniform + 0.999 / vocab_size), tokens)
     ends = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]]).expand(2, -1)
     assert ops.sample(ends, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 2]
 
@@ -205,6 +247,78 @@ def test_argmax(vocab_size: int) -> None:
     assert torch.isnan(greatest[5]) and 0 <= token_ids[5] < vocab_size
 
 
+CHOICES = [  # temperature, top_k, top_p, min_p
+    (1.0, 0, 1.0, 0.0),
+    (0.0, 3, 0.5, 0.1),
+    (0.7, 5, 1.0, 0.0),
+    (1.5, 0, 0.8003, 0.0),
+    (1.0, 0, 1.0, 0.1003),
+    (2.0, 9, 0.7003, 0.0),
+    (1.3, 12, 0.9003, 0.0503),
+    (0.2, 10_000, 0.4003, 0.0),
+]
+
+
+def chosen_by_sorting(logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float) -> np.ndarray:
+    """The probability of each token."""
+    if temperature == 0:
+        return np.eye(len(logits))[logits.argmax()]
+    scaled = logits.astype(np.float64) / temperature
+    weights = np.exp(scaled - scaled.max()) * kept_by_sorting(scaled, top_k, top_p, min_p)
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(11, torch.bfloat16), (11, torch.float32), (1000, torch.float32)])
+def test_choices_invert_what_is_left_of_the_distribution(
+    implementation: str, vocab_size: int, dtype: torch.dtype
+) -> None:
+    """Rows of all kinds in one batch, by the definition."""
+    torch.manual_seed(11)
+    kinds = CHOICES if is_slow(implementation) else 20 * CHOICES
+    logits = (torch.randn(len(kinds), vocab_size) * 2).to(dtype)
+    temperature, top_k, top_p, min_p = (torch.tensor(column) for column in zip(*kinds, strict=True))
+    seeds, positions = torch.randint(-(2**63), 2**63 - 1, (len(kinds),)), torch.arange(len(kinds)) * 1000
+    ids, greatest = ops.choose_tokens(logits, temperature, top_k, top_p, min_p, seeds, positions)
+    assert (ids.dtype, greatest.dtype) == (torch.int64, torch.float32)
+    for row, kind in enumerate(kinds):
+        probabilities = chosen_by_sorting(logits[row].float().numpy(), *kind)
+        uniform = splitmix64(int(seeds[row]) % 2**64, int(positions[row]))
+        end = probabilities.cumsum()
+        assert ids[row] == np.flatnonzero((end > uniform) & (probabilities > 0))[0], kind
+    scaled = logits.float().amax(-1) / torch.where(temperature == 0, 1.0, temperature)
+    torch.testing.assert_close(greatest, scaled)
+
+
+@many
+@pytest.mark.parametrize("kind", CHOICES)
+def test_choices_follow_what_is_left_of_the_distribution(kind: tuple[float, int, float, float]) -> None:
+    torch.manual_seed(12)
+    num_draws = 5000
+    logits = torch.randn(1, 300)
+    columns = (torch.full((num_draws,), value) for value in kind)
+    counter = torch.arange(num_draws)
+    ids, _ = ops.choose_tokens(logits.expand(num_draws, -1), *columns, counter, torch.full_like(counter, 9))
+    probabilities = chosen_by_sorting(logits[0].numpy(), *kind)
+    if kind[0] == 0:
+        assert (ids == logits.argmax()).all()
+    else:
+        assert chi_square(ids, probabilities) > 1e-3
+
+
+def test_broken_rows_are_shown_and_harm_nobody() -> None:
+    torch.manual_seed(13)
+    logits = torch.randn(5, 700)
+    alone = logits.clone()
+    logits[0, 3], logits[1, 699], logits[2] = torch.nan, torch.inf, -torch.inf
+    ones, zeros, rows = torch.ones(5), torch.zeros(5), torch.arange(5)
+    temperature, top_k = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0]), torch.tensor([0, 5, 5, 5, 5])
+    ids, greatest = ops.choose_tokens(logits, temperature, top_k, ones * 0.9, zeros, rows, rows)
+    assert ((ids >= 0) & (ids < 700)).all()
+    assert torch.isfinite(greatest).tolist() == [False, False, False, True, True]
+    expected, _ = ops.choose_tokens(alone, temperature, top_k, ones * 0.9, zeros, rows, rows)
+    assert torch.equal(ids[3:], expected[3:])
+
+
 # ---- random numbers --------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +342,7 @@ def test_row_uniform_equals_splitmix64_at_the_borders_of_int64() -> None:
     assert drawn.tolist() == [splitmix64(seed % 2**64, position) for seed, position in pairs]
 
 
+@many
 @pytest.mark.parametrize("along", ["seeds", "positions"])
 def test_row_uniform_is_uniform_and_uncorrelated(along: str) -> None:
     counter, zero = torch.arange(NUM_DRAWS), torch.full((NUM_DRAWS,), 3)
@@ -304,9 +419,15 @@ def test_penalties_against_transformers_and_the_definition() -> None:
             want[row, token_id] -= frequency[row] * times + presence[row]
     torch.testing.assert_close(both, want)
 
+    slots = torch.randperm(num_rows)
+    at_slots = ops.apply_penalties(
+        logits, prompt_mask[slots.argsort()], counts[slots.argsort()], repetition, frequency, presence, slots
+    )
+    assert torch.equal(at_slots, both)
+
 
 @pytest.mark.parametrize("vocab_size", [50, 3000])
-def test_truncation_against_transformers(vocab_size: int) -> None:
+def test_truncation_against_transformers(implementation: str, vocab_size: int) -> None:
     torch.manual_seed(10)
     for top_k, top_p, min_p, temperature in (
         (5, 0.8003, 0.0, 0.7),
@@ -314,7 +435,7 @@ def test_truncation_against_transformers(vocab_size: int) -> None:
         (40, 1.0, 0.0, 1.0),
         (0, 1.0, 0.1003, 2.0),
     ):
-        logits = torch.randn(8, vocab_size) * 3
+        logits = torch.randn(2 if is_slow(implementation) else 8, vocab_size) * 3
         want = TemperatureLogitsWarper(temperature)(None, logits)
         if min_p:
             want = MinPLogitsWarper(min_p)(None, want)
@@ -323,3 +444,18 @@ def test_truncation_against_transformers(vocab_size: int) -> None:
         if top_p < 1:
             want = TopPLogitsWarper(top_p)(None, want)
         torch.testing.assert_close(truncate(logits / temperature, top_k, top_p, min_p), want)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 32, 100])
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2]])
+def test_a_bit_of_zero_rules_a_token_out(vocab_size: int, rows: list[int]) -> None:
+    allowed = torch.rand(len(rows), vocab_size, generator=torch.Generator().manual_seed(1)) < 0.5
+    words = torch.zeros(len(rows), -(-vocab_size // 32), dtype=torch.int64)
+    for token_id in range(vocab_size):
+        words[:, token_id // 32] |= allowed[:, token_id].long() << token_id % 32
+    logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(2))
+    expected = logits.clone()
+    for row, keeps in zip(rows, allowed, strict=True):
+        expected[row, ~keeps] = -torch.inf
+    ops.apply_bitmask(logits, torch.tensor(rows), words.to(torch.int32))
+    assert torch.equal(logits, expected)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anthropic
 import httpx
-import openai
 import pytest
 
 from tests.server.serving import Process, serving, until_ready
 from tests.tiny_model import write_tiny_model
+
+if TYPE_CHECKING:  # they take a second each, which most tests need not wait for
+    import anthropic
+    import openai
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +41,13 @@ def http(server: Process) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def openai_client(server: Process) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30) as client:
+    with import_module("openai").OpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30
+    ) as client:
         yield client
 
 
 @pytest.fixture
 def anthropic_client(server: Process) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=30) as client:
+    with import_module("anthropic").Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=30) as client:
         yield client

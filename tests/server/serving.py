@@ -1,4 +1,4 @@
-"""`octavo serve` as a process, on a free port or a Unix socket, over a tiny random model."""
+"""`octavo serve` as a process, on a free port or a Unix socket, over a tiny random model or none at all (light.py)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,13 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(model: Path, *flags: str, port: int = 0, environment: dict[str, str] | None = None) -> Iterator[Process]:
+def serving(
+    model: Path, *flags: str, environment: dict[str, str] | None = None, is_light: bool = False
+) -> Iterator[Process]:
     """Yields when it listens. Killed at the end, if it still runs."""
-    where = [] if "--uds" in flags else ["--host", "127.0.0.1", "--port", str(port)]
-    command = [sys.executable, "-m", "octavo", "serve", str(model), *MODEL_FLAGS, *where, *flags]
+    where = [] if "--uds" in flags else ["--host", "127.0.0.1", "--port", "0"]
+    module = "tests.server.light" if is_light else "octavo"
+    command = [sys.executable, "-m", module, "serve", str(model), *MODEL_FLAGS, *where, *flags]
     popen = subprocess.Popen(
         command,
         cwd=ROOT,

@@ -4,24 +4,45 @@ from __future__ import annotations
 
 from octavo.ops.torch.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from octavo.ops.torch.attention import paged_attention
+from octavo.ops.torch.batch import append_sampled, build_batch
 from octavo.ops.torch.cache import write_kv
 from octavo.ops.torch.linear import linear
 from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.torch.rope import rope_and_write
+from octavo.ops.torch.sampling import (
+    apply_bitmask,
+    apply_penalties,
+    argmax,
+    choose_tokens,
+    gather_logprobs,
+    mask_truncated,
+    row_uniform,
+    sample,
+)
 from octavo.ops.torch.ssm import causal_conv1d, selective_scan, ssd
 
 OPS = {
     function.__name__: function
     for function in (
         add_rms_norm,
+        append_sampled,
+        apply_bitmask,
+        apply_penalties,
+        argmax,
+        build_batch,
         causal_conv1d,
+        choose_tokens,
         gated_rms_norm,
+        gather_logprobs,
         gelu_and_mul,
         gelu_tanh_and_mul,
         linear,
+        mask_truncated,
         paged_attention,
         rms_norm,
         rope_and_write,
+        row_uniform,
+        sample,
         selective_scan,
         silu_and_mul,
         ssd,

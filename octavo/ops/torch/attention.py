@@ -17,10 +17,12 @@ def paged_attention(
 ) -> torch.Tensor:
     block_size, num_kv_heads = cache.shape[2], cache.shape[3]
     group_size = q_TNH.shape[1] // num_kv_heads
-    out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
+    out = torch.zeros(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
     starts = query_start.tolist()
     for row, length in enumerate(seq_lens_R.tolist()):
         begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            continue
         first = length - (end - begin)  # position of the row's first query
         low = 0 if window is None else max(0, first - window + 1)
         at = torch.arange(low, length, device=q_TNH.device)

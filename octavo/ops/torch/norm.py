@@ -18,7 +18,7 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = x + residual
-    return rms_norm(total, weight, eps, weight_offset), total
+    return rms_norm(total.to(x.dtype), weight, eps, weight_offset), total
 
 
 def gated_rms_norm(

@@ -20,8 +20,11 @@ def apply_penalties(
     repetition_S: Tensor,
     frequency_S: Tensor,
     presence_S: Tensor,
+    slots_S: Tensor | None = None,
 ) -> Tensor:
     """Only at the tokens that were seen, few of the vocabulary. Data-dependent: waits for the device."""
+    if slots_S is not None:
+        prompt_mask_SV, output_counts_SV = prompt_mask_SV[slots_S], output_counts_SV[slots_S]
     rows_M, token_ids_M = (prompt_mask_SV | output_counts_SV.bool()).nonzero(as_tuple=True)
     seen_M, counts_M = logits_SV[rows_M, token_ids_M], output_counts_SV[rows_M, token_ids_M]
     repetition_M = repetition_S[rows_M]
@@ -72,6 +75,22 @@ def _invert(weights_SN: Tensor, uniform_S: Tensor) -> tuple[Tensor, Tensor]:
     weight_S1 = weights_SN.gather(1, index_S1).double()
     share_S1 = 1.0 - (ends_SN.gather(1, index_S1) - target_S1) / weight_S1
     return index_S1[:, 0], share_S1[:, 0].clamp(0.0, 1.0 - 2.0**-53)
+
+
+def choose_tokens(
+    logits_SV: Tensor,
+    temperature_S: Tensor,
+    top_k_S: Tensor,
+    top_p_S: Tensor,
+    min_p_S: Tensor,
+    seeds_S: Tensor,
+    positions_S: Tensor,
+) -> tuple[Tensor, Tensor]:
+    is_greedy_S = temperature_S == 0
+    scaled_SV = logits_SV.float() / torch.where(is_greedy_S, 1.0, temperature_S)[:, None]
+    token_ids_S, greatest_S = argmax(scaled_SV)
+    kept_SV = mask_truncated(scaled_SV, top_k_S, top_p_S, min_p_S)
+    return torch.where(is_greedy_S, token_ids_S, sample(kept_SV, row_uniform(seeds_S, positions_S))), greatest_S
 
 
 def row_uniform(seeds_S: Tensor, positions_S: Tensor) -> Tensor:

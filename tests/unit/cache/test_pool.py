@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.cache.block import Block
+from octavo.cache.block import EMPTY, KEPT, NEW, Block
 from octavo.cache.groups import plan_slabs
 from octavo.cache.pool import BlockPool
 
@@ -30,6 +30,75 @@ def test_reuse_order_is_the_field_s():
     pool.release(reversed(first))
     pool.release(reversed(second))
     assert [block.block_id for block in pool._free[0]] == [5, 4, 6, 7, 8, 9, 10, 3, 2, 1]
+
+
+def cached(pool: BlockPool, count: int, name: str, group: int = 0) -> list[Block]:
+    demand = [0] * len(pool.blocks_per_slab)
+    demand[group] = count
+    blocks = pool.take(demand)[group]
+    for block in blocks:
+        block.hash = f"{name}{block.block_id}".encode()
+    return blocks
+
+
+def test_ranks_go_one_after_the_other_and_each_chain_from_its_end():
+    """What is superseded first, then what is new, latest visitor first, then the least recently used; what somebody
+    has found is never new."""
+    pool, _ = make(10)
+    kept, first, second, found, old = (cached(pool, 2, name) for name in ("kept", "first", "second", "found", "old"))
+    pool.touch(found)
+    for block in found:
+        pool.release([block])
+    pool.release(reversed(old))
+    pool.release(reversed(kept))
+    pool.release(reversed(first), NEW)
+    pool.release(reversed(second), NEW)
+    pool.release(reversed(found), NEW)
+    for block in old:
+        pool.supersede(block)
+    assert list(pool._free[0]) == [*old, *second[::-1], *first[::-1], *kept[::-1], *found[::-1]]
+    assert pool.oldest_kept() == kept[1].free_since
+    pool.touch(old[:1])
+    pool.supersede(old[0])
+    pool.release(old[:1], NEW)
+    assert old[0].rank == KEPT, "in use, and found again"
+
+
+def test_a_block_s_past_ends_with_its_content():
+    pool, _ = make(1)
+    (block,) = cached(pool, 1, "a")
+    pool.touch([block])
+    pool.release([block, block])
+    assert pool.take([1])[0] == [block]
+    block.hash = b"b"
+    pool.release([block], NEW)
+    assert block.rank == NEW
+
+
+def test_a_group_takes_what_is_new_or_superseded_of_others_before_what_it_keeps_itself():
+    pool, evicted = make(3, 4, 1)
+    small = cached(pool, 4, "small")
+    large = cached(pool, 2, "large", 1)
+    pool.release(large)
+    pool.release(small, NEW)
+    pool.take([0, 1])
+    assert set(evicted) == set(small)
+    evicted.clear()
+    pool.supersede(large[1])
+    assert pool.take([1, 0])[0][0].slab.slab_id == large[1].slab.slab_id and evicted == [large[1]]
+
+
+def test_the_rank_that_goes_next_counts_what_others_would_give():
+    pool, _ = make(2, 4, 1)
+    assert pool.next_rank(0) == EMPTY, "a slab that nobody owns"
+    small, large = cached(pool, 4, "small"), cached(pool, 1, "large", 1)
+    assert pool.next_rank(0) == pool.next_rank(1) == KEPT, "nothing is free"
+    pool.release(large)
+    assert pool.next_rank(0) == KEPT
+    pool.release(small[:1], NEW)
+    assert pool.next_rank(0) == NEW and pool.next_rank(1) == KEPT, "its slab is in use"
+    pool.release(small[1:], NEW)
+    assert pool.next_rank(1) == NEW
 
 
 def test_a_cached_block_is_evicted_only_when_nothing_else_is_left():
@@ -114,7 +183,9 @@ def test_whatever_fits_can_be_taken(per_slab, num_slabs, seed):
                 held += blocks
         rng.shuffle(held)
         gone = rng.randrange(len(held) + 1)
-        pool.release(held[:gone])
+        pool.release(held[:gone], rng.choice((NEW, KEPT)))
+        for block in rng.sample(held[:gone], gone // 3):
+            pool.supersede(block)
         held = held[gone:]
         used = {id(block.slab) for block in held}
         assert pool.num_idle_slabs == num_slabs - len(used)

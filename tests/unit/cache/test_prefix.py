@@ -79,3 +79,15 @@ def test_a_claim_belongs_to_the_first_and_ends_with_it():
     assert index.claim([b"b", b"c"], "second") == [b"c"]
     index.disclaim([b"a", b"b", b"c"], "first")
     assert (index.owner(b"a"), index.owner(b"b"), index.owner(b"c")) == (None, None, "second")
+
+
+def test_chains_branch_where_an_earlier_one_went_on_otherwise_and_not_where_it_ended():
+    index = PrefixIndex(1)
+    index.note([b"a", b"b", b"c"])
+    assert index.branch([b"a", b"b", b"x"]) == 2
+    assert index.branch([b"a", b"b"]) == 2
+    assert index.branch([b"a", b"b", b"c", b"d"]) == 0, "it goes on"
+    assert index.branch([b"x", b"y"]) == 0
+    index.note([b"a", b"b", b"c", b"d"])
+    index.note([b"a", b"b", b"c"])
+    assert index.branch([b"a", b"b", b"c", b"x"]) == 3

@@ -199,10 +199,19 @@ def test_a_prompt_with_dots_equals_and_underscores_is_left_alone(command: Simple
 def test_explain_prints_reasons_and_does_not_start(
     command: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 99, "max_position_embeddings": 64}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 99,
+        "max_position_embeddings": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert cli.main(["try", "-m", str(tmp_path), "--load-format", "dummy", "--explain", "--max-num-seqs", "3"]) == 0
     text = capsys.readouterr().out
     assert command.args is None
-    lines = {line.split()[0]: line for line in text.splitlines()}
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
     assert "as asked" in lines["max_num_seqs"] and "64" in lines["max_model_len"] and "dtype" in lines
+    assert "2 layers of 4 heads of 8" in lines["attention_backend"] and "2 attention layers" in lines["kept"]

@@ -58,6 +58,8 @@ def test_a_file_of_flags_below_the_command_line(served: SimpleNamespace, tmp_pat
         (["--served-model-nam", "x"], "did you mean --served-model-name?"),
         (["--port", "70000"], "--port must be a whole number between 0 and 65535, got 70000"),
         (["--ssl-keyfile", "k"], "ssl_keyfile and ssl_certfile are needed together"),
+        (["--enable-ssl-refresh"], "enable_ssl_refresh needs ssl_keyfile and ssl_certfile"),
+        (["--ssl-keyfile", "k", "--ssl-certfile", "c", "--ssl-cert-reqs", "1"], "ssl_cert_reqs needs ssl_ca_certs"),
         (["--root-path", "x"], "root_path must begin with /"),
         (["--shutdown-timeout", "-1"], "--shutdown-timeout must be a number of at least 0"),
         (["--config", "/nowhere"], "config: /nowhere cannot be read"),

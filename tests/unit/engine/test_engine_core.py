@@ -206,6 +206,9 @@ def test_a_request_that_fails_in_the_forward_ends_alone(depth, how, guilty_after
     pages=st.sampled_from(list(PAGES.values())),
 )
 @example({1: (True, 0), 3: (False, 0)}, 1, 16, False, PAGES["one group"])  # not finite, in a group that raised
+@example({5: (True, 4), 8: (True, 6)}, 2, 16, True, PAGES["a state alone"])  # one of a group ends before it is halved
+@example({4: (False, 4), 6: (False, 5)}, 2, 3, True, PAGES["one group"])  # a step in flight says nothing of suspects
+@example({2: (True, 7), 9: (False, 5)}, 2, 16, True, PAGES["three groups"])  # nobody finds what the guilty wrote
 def test_whoever_fails_and_how_only_the_guilty_end(guilty, depth, num_rows, has_shared_prefix, pages):
     """`guilty`: by request, whether it raises (or is not finite), and after how many of its own tokens."""
     stem = [i % 30 + 1 for i in range(40 if has_shared_prefix else 3)]

@@ -28,7 +28,7 @@ def test_faults_strike_at_prompts_alone() -> None:
     assert torch.isnan(hidden).any(1).tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize("text", ["raise", "raise=x", "delay=soon", "explode=1"])
+@pytest.mark.parametrize("text", ["raise", "raise=x", "delay=soon", "explode=1", "hang="])
 def test_what_is_no_fault_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="OCTAVO_TEST_FAULTS must be"):
         read_faults(text)

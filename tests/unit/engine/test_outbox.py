@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.core.messages import Delta, Reply, StepOutputs, StepShare, StepStats
+from octavo.core.messages import BlockLife, Delta, Reply, StepOutputs, StepShare, StepStats
 from octavo.core.outputs import TokenLogprobs
 from octavo.engine.outbox import Outbox, merge_stats
 
@@ -103,3 +103,12 @@ def test_shares_of_merged_steps_are_put_together_or_left_out() -> None:
     assert merge_stats(StepStats(), StepStats(shares=second)).shares is None  # no part may pass for the whole
     many = second * 4096
     assert merge_stats(StepStats(shares=first), StepStats(shares=many)).shares is None
+
+
+def test_block_lives_of_merged_steps_are_all_there_up_to_a_limit() -> None:
+    one, two = BlockLife(1.0, 1.0, []), BlockLife(2.0, 1.0, [0.5])
+    assert merge_stats(StepStats(block_lives=[one]), StepStats(block_lives=[two])).block_lives == [one, two]
+    assert merge_stats(StepStats(block_lives=[one]), StepStats(num_steps=0)).block_lives == [one]
+    assert merge_stats(StepStats(), StepStats()).block_lives is None
+    many = merge_stats(StepStats(block_lives=[one] * 8192), StepStats(block_lives=[two] * 9)).block_lives
+    assert many == [one] * 8192

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.cache.retention import KeepAll, KeepLatest
+from octavo.cache.block import KEPT
+from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepAll, KeepLatest
 from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
 from octavo.engine.engine_core import EngineCore
@@ -61,6 +62,37 @@ def test_the_second_visitor_shows_where_prompts_branch_and_the_third_gains():
     system = [i % 48 + 1 for i in range(100)]
     cached = [finish(engine, str(i), [*system, *[i + 1] * 60], max_tokens=1)[1] for i in range(4)]
     assert cached == [0, 0, 96, 96]
+
+
+def kinds(engine: EngineCore) -> list[tuple[str, int]]:
+    """Why each checkpoint was kept, and its rank."""
+    index = engine.scheduler.cache.index
+    return sorted((index.annotation(block, "kind"), block.rank) for block in index.all_blocks())
+
+
+@pytest.mark.parametrize("keeps_answers", [True, False])
+def test_of_a_chat_that_goes_on_one_checkpoint_stays_beside_those_where_others_branch(keeps_answers):
+    """The one at the end of the answer, or of the prompt where clients drop answers (reasoning, for one)."""
+    engine = make_engine(pages=STATE)
+    system = [i % 48 + 1 for i in range(64)]
+    for i in range(2):
+        finish(engine, str(i), [*system, *[i + 1] * 30], max_tokens=1)
+    history = [*system, *[5] * 30]
+    for turn in range(4):
+        output, cached = finish(engine, "chat", list(history), max_tokens=40)
+        assert cached >= 64
+        history += [*(output if keeps_answers else []), *[turn + 6] * 30]
+    kept = [kind for kind, rank in kinds(engine) if rank == KEPT]
+    assert kept.count(ANSWER if keeps_answers else PROMPT) == (1 if keeps_answers else 3)
+    assert kept.count(PROMPT if keeps_answers else ANSWER) == (2 if keeps_answers else 1)  # the first could not know
+    assert kept.count(BRANCH) == 1
+
+
+def test_the_same_prompt_again_is_found_however_often():
+    engine = make_engine(pages=STATE, num_slabs=5)
+    prompt = [i % 48 + 1 for i in range(100)]
+    cached = [finish(engine, str(i), prompt, max_tokens=30)[1] for i in range(5)]
+    assert cached == [0, 96, 96, 96, 96]
 
 
 def test_a_long_prompt_leaves_checkpoints_on_its_way():

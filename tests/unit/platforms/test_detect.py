@@ -65,7 +65,7 @@ def test_one_that_is_broken_is_named_and_passed_over(
 
 def test_an_unknown_name_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
-    with pytest.raises(ConfigurationError, match="there is no platform gpu; known are cpu"):
+    with pytest.raises(ConfigurationError, match="there is no platform gpu; known are cuda, cpu"):
         detect.detect("gpu")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import pytest
 
 from octavo.server.protocol.chat import ChatCompletionChunk
+from octavo.telemetry.metrics import Metrics
+from octavo.telemetry.recorder import Recorder
 from tests.unit.server.scripted_server import Server, run, scripted_server
 
 URL = "/v1/chat/completions"
@@ -254,3 +257,41 @@ class _Always(dict[str, int]):
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.count
+
+
+def test_answers_that_are_searched_for_tool_calls_are_counted() -> None:
+    tools = {
+        "/v1/chat/completions": [{"type": "function", "function": {"name": "look", "parameters": {}}}],
+        "/v1/responses": [{"type": "function", "name": "look", "parameters": {}}],
+        "/v1/messages": [{"name": "look", "input_schema": {}}],
+    }
+    hi = [{"role": "user", "content": "hi"}]
+    answers = iter(['<call look>{"a": 1}</call>', "nothing", '<call look>{"a": 1}</call>', "no", "no", "no"] * 2)
+
+    async def work() -> None:
+        async with scripted_server(lambda submit: next(answers)) as server:
+            server.engine.record_with(Recorder(Metrics("m")))
+            for path, offered in tools.items():
+                body: dict[str, Any] = (
+                    {"messages": hi, "max_tokens": 60} if "responses" not in path else {"input": "hi"}
+                )
+                for stream in (False, True):
+                    asked = {**body, "model": "m", "stream": stream}
+                    assert (await server.post(path, **asked, tools=offered)).status_code == 200
+            assert (await server.post("/v1/chat/completions", messages=hi)).status_code == 200  # nothing to search for
+            recorder = server.engine.recorder
+            assert recorder is not None and recorder.metrics is not None
+            text = recorder.metrics.render()[0].decode()
+            counted = re.findall(r"^octavo:tool_call_parser_invocations_total\{(.*)\} (.*)$", text, re.MULTILINE)
+            shown = {(*re.findall(r'(?:mode|outcome|request_type)="(\w+)"', labels), float(value))
+                     for labels, value in counted}  # fmt: skip
+            assert shown == {
+                ("non_streaming", "tool_call", "chat", 1.0),
+                ("streaming", "no_tool_call", "chat", 1.0),
+                ("non_streaming", "tool_call", "responses", 1.0),
+                ("streaming", "no_tool_call", "responses", 1.0),
+                ("non_streaming", "no_tool_call", "messages", 1.0),
+                ("streaming", "no_tool_call", "messages", 1.0),
+            }
+
+    run(work)

@@ -204,7 +204,7 @@ def test_what_cannot_be_served_is_named(body: dict[str, Any], param: str) -> Non
 
 def test_the_store_is_bounded_and_keeps_what_runs() -> None:
     def entry(name: str, status: str = "completed", size: int = 10) -> StoredResponse:
-        return StoredResponse({"id": name, "status": status}, [{"content": "x" * size}])
+        return StoredResponse({"id": name, "status": status}, [{"content": "x" * size}], store)
 
     store = ResponseStore(max_responses=3, max_bytes=10_000)
     for name in "abc":

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo.config.engine_config import CacheConfig
-from octavo.core.messages import StepStats
+from octavo.core.messages import BlockLife, StepStats
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.engine.async_engine import AsyncEngine
 from octavo.telemetry.metrics import SERIES, Histogram, Metrics, cache_info, length_bounds
@@ -63,6 +63,18 @@ CORE = [
     "iteration_tokens_total",
     "request_num_preemptions",
     "request_prefill_kv_computed_tokens",
+]
+
+FEATURES = [
+    "kv_block_idle_before_evict_seconds",
+    "kv_block_lifetime_seconds",
+    "kv_block_reuse_gap_seconds",
+    "lora_requests_info",
+    "spec_decode_num_accepted_tokens",
+    "spec_decode_num_accepted_tokens_per_pos",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_drafts",
+    "tool_call_parser_invocations",
 ]
 
 
@@ -208,10 +220,13 @@ def test_every_core_series_is_there_from_the_start_under_either_prefix() -> None
         assert "process_cpu_seconds" in families  # beside ours
 
 
-def test_series_of_features_appear_with_their_feature() -> None:
-    metrics = Metrics("m")
-    absent = {f"octavo:{row.name}" for row in SERIES if row.feature}
-    assert len(absent) == 6 and not absent & set(Scrape(metrics).families)
+@pytest.mark.parametrize("prefix", ["octavo", "vllm"])
+def test_series_of_features_appear_with_their_feature(prefix: str) -> None:
+    absent = {f"{prefix}:{row.name}" for row in SERIES if row.feature}
+    assert {name.partition(":")[2] for name in absent} == set(FEATURES)
+    assert not absent & set(Scrape(Metrics("m", prefix=prefix)).families)
+    metrics = Metrics("m", prefix=prefix, block_lives=True)
+    metrics.step(StepStats(block_lives=[BlockLife(30.0, 5.0, [2.0, 0.25]), BlockLife(0.5, 0.5, [])]))
     metrics.drafts(2, 6, [2, 1, 0])
     metrics.tool_call_parser(streaming=True, found=True, request_type="chat")
     metrics.lora_requests(4, ["a", "b"], [])
@@ -220,6 +235,9 @@ def test_series_of_features_appear_with_their_feature() -> None:
     metrics.media_cache(3, 1)
     read = Scrape(metrics)
     assert absent <= set(read.families)
+    assert read("kv_block_lifetime_seconds_sum") == 30.5 and read("kv_block_lifetime_seconds_count") == 2
+    assert read("kv_block_idle_before_evict_seconds_bucket", le="0.5") == 1
+    assert read("kv_block_reuse_gap_seconds_count") == 2 and read("kv_block_reuse_gap_seconds_sum") == 2.25
     assert read("spec_decode_num_accepted_tokens_total") == 3
     assert read("spec_decode_num_accepted_tokens_per_pos_total", position="1") == 1
     assert read("tool_call_parser_invocations_total", mode="streaming", outcome="tool_call", request_type="chat") == 1

@@ -15,6 +15,12 @@ def test_what_the_options_ask_for() -> None:
     assert plain.metrics.prefix == "octavo" and plain.live.hello.budget == 2048
     assert plain.metrics.cache_info["enable_prefix_caching"] == "True"
     assert Recorder.from_config(run(metrics_prefix="vllm").config, "tiny").metrics.prefix == "vllm"  # type: ignore[union-attr]
+    assert "octavo:kv_block_lifetime_seconds" not in plain.metrics.render()[0].decode()
+    assert run(kv_cache_metrics_sample=0.5).config.machine.block_lives_sample == 0
+    watching = run(kv_cache_metrics=True, kv_cache_metrics_sample=0.5).config
+    assert watching.machine.block_lives_sample == 0.5
+    assert b"octavo:kv_block_lifetime_seconds" in Recorder.from_config(watching, "tiny").metrics.render()[0]  # type: ignore[union-attr]
+    assert run(kv_cache_metrics=True, disable_log_stats=True).config.machine.block_lives_sample == 0
     off = Recorder.from_config(run(disable_log_stats=True).config, "tiny")
     assert off.metrics is None and off.log is None and off.live is None
 

@@ -1,0 +1,241 @@
+"""Matrix products of few rows: weights stream past once. Used only for the shapes of FASTER, where it was measured to
+beat the vendor's library; every other product is that library's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch.nn import functional
+
+MOST_ROWS = 64
+MOST_ROWS_BY_SUMS = 4
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """`outputs` a program, `inner` values of the sum at once, the sum in `split` parts; with tensor cores unless
+    `by_sums`, which multiplies and adds."""
+
+    by_sums: bool
+    outputs: int
+    inner: int
+    split: int
+    num_warps: int
+    num_stages: int
+
+
+# (outputs O, inputs I) -> (most rows, tiling or None for the library), ascending by rows; above the last, the library.
+# benchmarks/gpu_ops.py --linear measures and prints these lines.
+FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {
+    (4096, 1024): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B qkv
+    (1024, 2048): (
+        (1, Tiling(by_sums=True, outputs=2, inner=1024, split=1, num_warps=4, num_stages=1)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B out
+    (6144, 1024): (
+        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B gate_up
+    (1024, 3072): (
+        (1, Tiling(by_sums=True, outputs=2, inner=1024, split=1, num_warps=4, num_stages=1)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
+    ),  # Qwen3-0.6B down
+    (151936, 1024): (
+        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+        (8, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
+    ),  # Qwen3-0.6B head
+    (6144, 4096): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+    ),  # Llama-8B qkv
+    (4096, 4096): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=2, num_warps=4, num_stages=4)),
+    ),  # Llama-8B out
+    (4096, 14336): (
+        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+    ),  # Llama-8B down
+    (128256, 4096): (
+        (1, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
+        (8, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
+    ),  # Llama-8B head
+}
+
+
+def tiling_of(num_rows: int, num_outputs: int, num_inputs: int) -> Tiling | None:
+    """How to compute this shape, or None where the library is faster."""
+    for most_rows, tiling in FASTER.get((num_outputs, num_inputs), ()):
+        if num_rows <= most_rows:
+            return tiling
+    return None
+
+
+def candidates(num_rows: int, num_outputs: int, num_inputs: int) -> list[Tiling]:
+    """Tilings worth measuring for a shape."""
+    found = []
+    if num_rows <= MOST_ROWS_BY_SUMS:
+        found += [Tiling(True, 4, 1024 // _power(num_rows), split, 4, 1) for split in (1, 2)]
+        found += [Tiling(True, 8, 512 // _power(num_rows), split, 4, 3) for split in (1, 2)]
+        found += [
+            Tiling(True, 2, 1024 // _power(num_rows), 1, 4, 1),
+            Tiling(True, 8, 1024 // _power(num_rows), 1, 8, 1),
+        ]
+    for outputs, inner, num_stages in ((64, 128, 4), (64, 256, 3), (128, 128, 3)):
+        programs = triton.cdiv(num_outputs, outputs)
+        splits = {1, *(split for split in (2, 4, 8) if programs * split <= 600 and programs * split >= 100)}
+        found += [Tiling(False, outputs, inner, split, 4, num_stages) for split in sorted(splits)]
+    return [tiling for tiling in found if num_inputs % (tiling.inner * tiling.split) == 0]
+
+
+def _power(num_rows: int) -> int:
+    return triton.next_power_of_2(num_rows)
+
+
+@triton.jit
+def _by_dots(
+    x_ptr,
+    x_stride,
+    weight_ptr,
+    weight_stride,
+    bias_ptr,
+    out_ptr,
+    num_rows,
+    num_outputs,
+    num_inputs,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INNER: tl.constexpr,
+    SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """The weights are the left side: their many rows fill the tensor cores, which few rows of x would not."""
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    part = tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    inner = tl.arange(0, INNER)
+    size = num_inputs // (SPLIT * INNER) * INNER  # so the compiler sees what divides it
+    weight_ptrs = weight_ptr + output.to(tl.int64)[:, None] * weight_stride + (part * size + inner)[None, :]
+    x_ptrs = x_ptr + row.to(tl.int64)[None, :] * x_stride + (part * size + inner)[:, None]
+    total = tl.zeros([OUTPUTS, ROWS], tl.float32)
+    for first in tl.range(0, size, INNER, num_stages=STAGES):
+        weight = tl.load(weight_ptrs + first, mask=(output < num_outputs)[:, None], other=0.0)
+        x = tl.load(x_ptrs + first, mask=(row < num_rows)[None, :], other=0.0)
+        total = tl.dot(weight, x, total, input_precision="ieee")
+    inside = (output < num_outputs)[:, None] & (row < num_rows)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + output, mask=output < num_outputs, other=0.0).to(tl.float32)[:, None]
+    at = (part * num_rows + row).to(tl.int64)[None, :] * num_outputs + output[:, None]
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _by_sums(
+    x_ptr,
+    x_stride,
+    weight_ptr,
+    weight_stride,
+    bias_ptr,
+    out_ptr,
+    num_rows,
+    num_outputs,
+    num_inputs,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INNER: tl.constexpr,
+    SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    part = tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    inner = tl.arange(0, INNER)
+    size = num_inputs // (SPLIT * INNER) * INNER  # so the compiler sees what divides it
+    weight_ptrs = weight_ptr + output.to(tl.int64)[:, None] * weight_stride + (part * size + inner)[None, :]
+    x_ptrs = x_ptr + row.to(tl.int64)[:, None] * x_stride + (part * size + inner)[None, :]
+    sums = tl.zeros([ROWS, OUTPUTS, INNER], tl.float32)
+    for first in tl.range(0, size, INNER, num_stages=STAGES):
+        weight = tl.load(weight_ptrs + first, mask=(output < num_outputs)[:, None], other=0.0).to(tl.float32)
+        x = tl.load(x_ptrs + first, mask=(row < num_rows)[:, None], other=0.0).to(tl.float32)
+        sums += weight[None, :, :] * x[:, None, :]
+    total = tl.sum(sums, 2)
+    inside = (row < num_rows)[:, None] & (output < num_outputs)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + output, mask=output < num_outputs, other=0.0).to(tl.float32)[None, :]
+    at = (part * num_rows + row).to(tl.int64)[:, None] * num_outputs + output[None, :]
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _add_parts(
+    parts_ptr, bias_ptr, out_ptr, size, num_outputs, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in tl.static_range(SPLIT):
+        total += tl.load(parts_ptr + part * size + at, mask=inside, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + at % num_outputs, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tiling: Tiling) -> torch.Tensor:
+    """x @ weight^T + bias for up to MOST_ROWS rows (MOST_ROWS_BY_SUMS); inputs divide by inner * split. Sums in
+    float32, in an order that only the tiling decides."""
+    num_rows, num_outputs = x.shape[0], weight.shape[0]
+    assert x.shape[1] % (tiling.inner * tiling.split) == 0, (x.shape, tiling)
+    out = torch.empty(num_rows, num_outputs, dtype=x.dtype, device=x.device)
+    split = tiling.split
+    target = out
+    if split > 1:
+        target = torch.empty(split, num_rows, num_outputs, dtype=torch.float32, device=x.device)
+    rows = _power(num_rows)
+    kernel = _by_sums if tiling.by_sums else _by_dots
+    kernel[(triton.cdiv(num_outputs, tiling.outputs), split)](
+        x,
+        x.stride(0),
+        weight,
+        weight.stride(0),
+        weight if bias is None else bias,
+        target,
+        num_rows,
+        num_outputs,
+        x.shape[1],
+        HAS_BIAS=bias is not None and split == 1,
+        ROWS=rows if tiling.by_sums else max(16, rows),
+        OUTPUTS=tiling.outputs,
+        INNER=tiling.inner,
+        SPLIT=split,
+        STAGES=tiling.num_stages,
+        num_warps=tiling.num_warps,
+    )
+    if split > 1:
+        size = num_rows * num_outputs
+        _add_parts[(triton.cdiv(size, 512),)](
+            target,
+            weight if bias is None else bias,
+            out,
+            size,
+            num_outputs,
+            HAS_BIAS=bias is not None,
+            SPLIT=split,
+            BLOCK=512,
+            num_warps=4,
+        )
+    return out
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if x.shape[0] <= MOST_ROWS and x.dtype == torch.bfloat16 and x.shape[0]:
+        tiling = tiling_of(x.shape[0], *weight.shape)
+        if tiling is not None:
+            return few_rows(x, weight, bias, tiling)
+    return functional.linear(x, weight, bias)

@@ -1,0 +1,107 @@
+"""A step's forward, run as it is or replayed from a captured graph.
+
+A graph is one submission instead of hundreds, so the host is never what the device waits for. It can be replayed for
+every step of its bucket, because all that differs lies in buffers at fixed addresses. A bucket is captured when it is
+met for the second time: the first time it runs eagerly, which also compiles its kernels.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from octavo.runner.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+Computed = tuple[torch.Tensor, torch.Tensor]  # hidden states [T, hidden], bad rows [R] bool
+Compute = Callable[[Batch], Computed]
+
+
+class Graphs(Protocol):
+    def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
+        """`key` None: this step has to run eagerly. The result holds until the next call."""
+
+    def reset(self) -> None:
+        """Forgets what was captured."""
+
+
+class EagerGraphs:
+    """No graphs."""
+
+    def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
+        return compute(batch)
+
+    def reset(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class _Captured:
+    graph: Any
+    batch: Batch  # whose tensors the graph reads
+    computed: Computed
+
+
+class CudaGraphs:
+    """All graphs share one memory pool: they never run at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._met: set[Hashable] = set()
+        self._captured: dict[Hashable, _Captured] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+        self.num_bytes = 0  # that captured graphs hold
+        self.seconds = 0.0  # that capturing took
+
+    def __len__(self) -> int:
+        return len(self._captured)
+
+    def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
+        if key is None or batch.bucket is None:
+            return compute(batch)
+        full_key = (batch.bucket, key)
+        captured = self._captured.get(full_key)
+        if captured is None:
+            if full_key not in self._met:
+                self._met.add(full_key)
+                return compute(batch)
+            captured = self._captured[full_key] = self._capture(batch, compute)
+        captured.graph.replay()
+        return captured.computed
+
+    def reset(self) -> None:
+        self._captured.clear()
+        self._met.clear()
+
+    def _capture(self, batch: Batch, compute: Compute) -> _Captured:
+        started, before = time.perf_counter(), torch.cuda.memory_reserved(self._device)
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="thread_local")
+            try:
+                computed = compute(batch)
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        seconds, num_bytes = time.perf_counter() - started, torch.cuda.memory_reserved(self._device) - before
+        self.seconds += seconds
+        self.num_bytes += num_bytes
+        logger.info(
+            "graph %d, %s tokens in %s rows: %.0f ms, %.1f MiB; in all %.1f s, %.2f GiB",
+            len(self._captured) + 1,
+            *(batch.bucket or ("?", "?")),
+            seconds * 1e3,
+            num_bytes / (1 << 20),
+            self.seconds,
+            self.num_bytes / (1 << 30),
+        )
+        return _Captured(graph, batch, computed)
