@@ -172,7 +172,8 @@ class StructuredOutputs:
             word, bit = token_id // 32, _BITS[token_id % 32]
             can_end |= (bits[:, word] & bit) != 0
             bits[:, word] &= ~bit
-        for entry, ends, has_text, words in zip(rows, can_end.tolist(), bits.any(axis=1).tolist(), bits, strict=True):
+        has_texts: list[bool] = np.any(bits, axis=1).tolist()
+        for entry, ends, has_text, words in zip(rows, can_end.tolist(), has_texts, bits, strict=True):
             request = entry.request
             if entry.follower.is_thinking:
                 continue  # thoughts are not the answer
