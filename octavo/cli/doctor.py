@@ -40,7 +40,9 @@ REQUIRED = (
     "uvloop",
     "httptools",
     "pyyaml",
+    "llguidance",
     "prometheus-client",
+    "llguidance",
 )
 OPTIONAL = {"transformers": "only tests and comparisons with it are impossible"}
 

@@ -10,6 +10,7 @@ import msgspec
 
 from octavo.errors import InvalidParameter, InvalidRequest
 
+Kind = Literal["json", "regex", "choice", "grammar", "json_object", "structural_tag"]
 KINDS: tuple[Kind, ...] = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 AUTO_ORDER = ("llguidance", "xgrammar", "outlines", "lm-format-enforcer")  # the fastest first
 BACKENDS = ("auto", *AUTO_ORDER)
@@ -19,8 +20,6 @@ MAX_CHARACTERS = 500_000  # of a schema, a grammar, or all choices together
 MAX_REGEX = 50_000  # characters
 MAX_CHOICES = 50_000
 MAX_NESTING = 64  # of JSON
-
-Kind = Literal["json", "regex", "choice", "grammar", "json_object", "structural_tag"]
 
 
 class Thinking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +85,7 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True, 
 
     @property
     def kind(self) -> Kind:
-        return next(kind for kind in KINDS if self._has(kind))
+        return next(name for name in KINDS if self._has(name))
 
     @property
     def field(self) -> str:

@@ -36,6 +36,7 @@ def make_app(state: ServerState, more_routers: Iterable[APIRouter] = ()) -> Fast
         redoc_url=None,
         generate_unique_id_function=_operation_id,
         max_body_size=MAX_BODY_BYTES,
+        root_path=options.root_path.rstrip("/"),  # whether the proxy takes it off or not
     )
     app.state.octavo = state
     app.state.responses = ResponseStore()

@@ -34,7 +34,8 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     state = state_of(request)
     job = await prepare(body, served_model(request), public_id(request, "chatcmpl-", body.request_id))
     if body.stream:
-        return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval)
+        has_form = job.params.structured_outputs is not None
+        return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval, has_form=has_form)
     return await answer_whole(request, complete(job, state))
 
 

@@ -35,7 +35,8 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
     state = state_of(request)
     job = await prepare(body, served_model(request), public_id(request, "cmpl-", body.request_id))
     if body.stream:
-        return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval)
+        has_form = job.params[0].structured_outputs is not None
+        return await open_stream(chunks(job, state), state.options.sse_keep_alive_interval, has_form=has_form)
     return await answer_whole(request, complete(job, state))
 
 

@@ -47,7 +47,8 @@ async def create_message(body: MessagesRequest, request: Request) -> Response:
     state = state_of(request)
     job = await prepare(body, served_model(request), public_id(request, "msg_"))
     if body.stream:
-        return await open_stream(events(job, state), state.options.sse_keep_alive_interval, _error_event)
+        has_form = job.params.structured_outputs is not None
+        return await open_stream(events(job, state), state.options.sse_keep_alive_interval, _error_event, has_form)
     return await answer_whole(request, complete(job, state))
 
 

@@ -43,7 +43,9 @@ async def create_response(body: ResponsesRequest, request: Request) -> Response:
             return await open_stream(entry.follow(0), state.options.sse_keep_alive_interval)
         return _json(entry.response)
     if body.stream:
-        return await open_stream(run.encoded(), state.options.sse_keep_alive_interval, run.error_event)
+        has_form = run.job.params.structured_outputs is not None
+        keep_alive = state.options.sse_keep_alive_interval
+        return await open_stream(run.encoded(), keep_alive, run.error_event, has_form)
     return await answer_whole(request, run.finish())
 
 

@@ -70,7 +70,6 @@ def serve_socket(
         lifespan="off",
         log_config=None,
         access_log=not serve_options.disable_uvicorn_access_log,
-        root_path=serve_options.root_path,
         ssl_keyfile=serve_options.ssl_keyfile,
         ssl_certfile=serve_options.ssl_certfile,
         ssl_ca_certs=serve_options.ssl_ca_certs,

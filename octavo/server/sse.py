@@ -21,6 +21,7 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 # Seconds a stream's status waits for its first event, so that a refusal by the core still is one.
 _GRACE = 0.01
+_COMPILE_GRACE = 30.0  # the same where a grammar is compiled
 
 _encode = msgspec.json.Encoder().encode
 Result = TypeVar("Result")
@@ -42,16 +43,19 @@ def error_then_done(error: Exception) -> bytes:
 
 
 async def open_stream(
-    events: Events, keep_alive: float = 0.0, on_error: Callable[[Exception], bytes] = error_then_done
+    events: Events,
+    keep_alive: float = 0.0,
+    on_error: Callable[[Exception], bytes] = error_then_done,
+    has_form: bool = False,
 ) -> Response:
     """A response that streams `events`. Raises what they raise at once, while a status can still tell it.
 
     `keep_alive`: seconds of silence after which a comment is sent, 0 for never. `on_error`: the last events of a
-    stream that fails on its way.
+    stream that fails on its way. `has_form`: a grammar is compiled first, which may show the request to be wrong.
     """
     first = asyncio.ensure_future(anext(events))
     try:
-        await asyncio.wait({first}, timeout=_GRACE)
+        await asyncio.wait({first}, timeout=_COMPILE_GRACE if has_form else _GRACE)
         if first.done() and not first.cancelled():
             error = first.exception()
             if error is not None and not isinstance(error, StopAsyncIteration):

@@ -23,7 +23,7 @@ import msgspec
 
 from octavo.config.env import child_environment
 from octavo.core.structured import StructuredOutputsParams
-from octavo.structured.grammar import Unsupported
+from octavo.structured.grammar import Malformed, Unsupported
 from octavo.structured.vocabulary import Vocabulary
 
 try:
@@ -50,6 +50,7 @@ class Words(msgspec.Struct, array_like=True, frozen=True):
 class Answer(msgspec.Struct, array_like=True, frozen=True):
     compiled: bytes = b""
     unsupported: str = ""
+    malformed: str = ""
 
 
 class ByteCompiler(Protocol):
@@ -73,7 +74,7 @@ class CompilerChild:
         self._is_closed = False
 
     def compile(self, form: StructuredOutputsParams) -> bytes:
-        """Raises Unsupported, also for what takes too much: another backend may do better."""
+        """Raises Unsupported, also for what takes too much: another backend may do better. Raises Malformed."""
         with self._lock:
             if self._is_closed:
                 raise Unsupported("the engine is shut down")
@@ -90,6 +91,8 @@ class CompilerChild:
                 raise Unsupported(f"compiling it takes more than {MEMORY_BYTES >> 30} GiB, or crashes") from None
         if answer.unsupported:
             raise Unsupported(answer.unsupported)
+        if answer.malformed:
+            raise Malformed(answer.malformed)
         return answer.compiled
 
     def close(self) -> None:
@@ -187,6 +190,8 @@ def main(arguments: list[str]) -> None:
                 answer = Answer(compiler.compile(form))
             except MemoryError:
                 return
+            except Malformed as error:
+                answer = Answer(malformed=str(error) or "it cannot be read")
             except Exception as error:  # whatever a library raises, it is about this form
                 answer = Answer(unsupported=" ".join(str(error).split())[:500] or type(error).__name__)
             send(answer)

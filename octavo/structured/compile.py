@@ -16,6 +16,7 @@ import numpy as np
 from octavo.core.structured import AUTO_ORDER, StructuredOutputsParams
 from octavo.errors import InvalidRequest
 from octavo.structured.grammar import Backend, Grammar, MatcherFailed, Unsupported
+from octavo.structured.schema import is_plain
 from octavo.structured.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ _HOMES = {
     "outlines": "octavo.structured.outlines:OutlinesBackend",
     "lm-format-enforcer": "octavo.structured.lm_format_enforcer:LmFormatEnforcerBackend",
 }
-_QUICK = ("llguidance",)
 _PACKAGES = {"outlines": "outlines-core"}
 _MAX_CACHED = 64  # grammars; a hostile one may weigh tens of MB
 assert set(_HOMES) == set(AUTO_ORDER)
@@ -40,8 +40,8 @@ class Compiled(msgspec.Struct, frozen=True):
 class Compiler:
     """`open_vocabulary` is called once, on a compiling thread, when the first form comes. Thread-safe.
 
-    llguidance compiles in threads of this process, since its own limits bound it. The others work in processes that
-    are ended when they take too long, so they have threads of their own that may wait.
+    llguidance compiles plain forms in threads of this process. Whatever else is compiled is first tried in a process
+    that is ended when it takes too long; there are threads of their own that wait for it.
     """
 
     def __init__(self, open_vocabulary: Callable[[], Vocabulary], num_threads: int = 1) -> None:
@@ -99,7 +99,7 @@ class Compiler:
         try:
             while left:
                 name = left[0]
-                if name not in _QUICK and not may_wait:
+                if not may_wait and not (name == "llguidance" and is_plain(form)):
                     self._slow.submit(self._try, form, key, future, left, reasons, True)
                     return
                 left = left[1:]

@@ -4,7 +4,7 @@ of those that run."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -104,12 +104,8 @@ class StructuredOutputs:
         rows.sort(key=lambda entry: place_of[entry.request.request_id])
         bits = np.zeros((len(rows), self._compiler.vocabulary.num_words), dtype=np.int32)
         self._fill(rows, bits)
-        places = []
-        for i, entry in enumerate(rows):
-            places.append(place_of[entry.request.request_id])
-            if not self._set_ends(entry, bits[i]):
-                bits[i] = self._compiler.vocabulary.all_words  # it was refused, and what is sampled for it is dropped
-        return TokenMasks(places, bits)
+        self._set_ends(rows, bits)
+        return TokenMasks([place_of[entry.request.request_id] for entry in rows], bits)
 
     def refusals(self) -> list[Refusal]:
         for request_id, pending in list(self._pending.items()):
@@ -167,37 +163,39 @@ class StructuredOutputs:
                 except MatcherFailed as error:
                     self._refuse(rows[i], str(error))
 
-    def _set_ends(self, entry: _Live, words: np.ndarray) -> bool:
-        """The request's own end tokens where the grammar may end; the grammar's alone must do under ignore_eos. False
-        if nothing can be sampled then, and the request is refused."""
-        request, vocabulary = entry.request, self._compiler.vocabulary
-        if request.request_id not in self._live:
-            return False
-        can_end = not entry.follower.is_thinking  # thoughts are not the answer
-        can_end = can_end and any(_has(words, token_id) for token_id in vocabulary.eos_token_ids)
+    def _set_ends(self, rows: list[_Live], bits: np.ndarray) -> None:
+        """A request's own end tokens where its grammar may end: under ignore_eos only where nothing else can follow.
+        Rows for which nothing can be sampled then are refused, and what is sampled for them is dropped."""
+        vocabulary = self._compiler.vocabulary
+        can_end = np.zeros(len(rows), dtype=bool)
         for token_id in vocabulary.eos_token_ids:
-            words[token_id // 32] &= ~_bit(token_id)
-        has_text = words.any()
-        is_early = request.num_output_tokens < request.params.min_tokens
-        if is_early and has_text and request.stop_token_ids:  # the sampler will hold them back
-            rest = words.copy()
-            for token_id in request.stop_token_ids:
-                if token_id < vocabulary.size:
-                    rest[token_id // 32] &= ~_bit(token_id)
-            has_text = rest.any()
-        if can_end and not (request.params.ignore_eos and has_text):
-            for token_id in request.eos_token_ids:
-                if token_id < vocabulary.size:
-                    words[token_id // 32] |= _bit(token_id)
-        if has_text or (can_end and not is_early):
-            return True
-        if can_end or is_early:
-            done, wanted = request.num_output_tokens, request.params.min_tokens
-            why = f"it is complete after {done} tokens, but min_tokens is {wanted}"
-        else:
-            why = "no token of this model goes on with it"
-        self._refuse(entry, why)
-        return False
+            word, bit = token_id // 32, _BITS[token_id % 32]
+            can_end |= (bits[:, word] & bit) != 0
+            bits[:, word] &= ~bit
+        has_texts: list[bool] = np.any(bits, axis=1).tolist()
+        for entry, ends, has_text, words in zip(rows, can_end.tolist(), has_texts, bits, strict=True):
+            request = entry.request
+            if entry.follower.is_thinking:
+                continue  # thoughts are not the answer
+            is_early = request.num_output_tokens < request.params.min_tokens  # the sampler holds stop tokens back
+            if is_early and has_text and request.stop_token_ids:
+                has_text = self._has_others(words, request.stop_token_ids)
+            if request.request_id not in self._live:
+                words[:] = vocabulary.all_words
+            elif not has_text and (is_early or not ends):
+                self._refuse(entry, _why_stuck(request, ends or is_early))
+                words[:] = vocabulary.all_words
+            elif ends and not (request.params.ignore_eos and has_text):
+                for token_id in request.eos_token_ids:
+                    if token_id < vocabulary.size:
+                        words[token_id // 32] |= _BITS[token_id % 32]
+
+    def _has_others(self, words: np.ndarray, token_ids: Iterable[int]) -> bool:
+        rest = words.copy()
+        for token_id in token_ids:
+            if token_id < self._compiler.vocabulary.size:
+                rest[token_id // 32] &= ~_BITS[token_id % 32]
+        return bool(rest.any())
 
     def _refuse(self, entry: _Live, why: str) -> None:
         request_id = entry.request.request_id
@@ -205,12 +203,11 @@ class StructuredOutputs:
             self._refusals.append(Refusal(request_id, f"{entry.form.field}: {why}", None, None))
 
 
-def _bit(token_id: int) -> np.int32:
-    return _BITS[token_id % 32]  # type: ignore[no-any-return]
-
-
-def _has(words: np.ndarray, token_id: int) -> bool:
-    return bool(words[token_id // 32] & _bit(token_id))
+def _why_stuck(request: Request, is_complete: bool) -> str:
+    if not is_complete:
+        return "no token of this model goes on with it"
+    done, wanted = request.num_output_tokens, request.params.min_tokens
+    return f"it is complete after {done} tokens, but min_tokens is {wanted}"
 
 
 _BITS = np.left_shift(np.uint32(1), np.arange(32, dtype=np.uint32)).view(np.int32)

@@ -15,6 +15,10 @@ class Unsupported(Exception):
     """A backend cannot honour all of a form. Says what it cannot, by its name."""
 
 
+class Malformed(ValueError):
+    """No backend could make anything of a form. Says why."""
+
+
 class MatcherFailed(Exception):
     """A matcher cannot go on: a limit was met, or the output left the grammar."""
 
@@ -49,4 +53,4 @@ class Backend(Protocol):
         """Raises ImportError where its library is absent."""
 
     def compile(self, form: StructuredOutputsParams) -> Grammar:
-        """Raises Unsupported for what it does not know, ValueError for what nobody could: a malformed form."""
+        """Raises Unsupported, and ValueError for what nobody could do."""

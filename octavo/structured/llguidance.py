@@ -1,5 +1,5 @@
-"""llguidance: an Earley parser over lazily built regex derivatives. Its own limits hold at every step, so what is
-hostile ends as an error wherever it shows."""
+"""llguidance: an Earley parser over lazily built regex derivatives. Its own limits hold at every step; they do not hold
+while it compiles intersections of regular expressions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_pa
 
 from octavo.core.json_schema import subschemas
 from octavo.core.structured import StructuredOutputsParams
-from octavo.structured.grammar import MatcherFailed, Unsupported
-from octavo.structured.schema import prepared, refuse_keywords, schema_of
+from octavo.structured.child import CompilerChild
+from octavo.structured.grammar import Malformed, MatcherFailed, Unsupported
+from octavo.structured.schema import is_plain, prepared, refuse_keywords, schema_of
 from octavo.structured.structural_tag import Tags, triggered_tags
 from octavo.structured.vocabulary import Vocabulary
 
 # Lexer states weigh one or two KB each and go with the grammar; fuel is spent at 14 to 50 thousand a millisecond.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "max_lexer_states": 20_000,
     "initial_lexer_fuel": 5_000_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
     "max_grammar_size": 500_000,
+    "verbose_errors": False,
 }
 _KEYWORDS = frozenset(
     [
@@ -36,7 +38,10 @@ _KEYWORDS = frozenset(
     ]
 )
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+COMPILE_SECONDS = 5.0
+_TRIED_TOKENS = 32
 _MAX_EXACT = 2**53  # it computes in floating point
+_LIMITS_MET = ("ParserTooComplex", "LexerTooComplex", "InternalError")
 _MAX_ERROR = 500  # characters
 
 
@@ -49,9 +54,9 @@ class LlguidanceMatcher:
         self.check()
 
     def accept(self, token_ids: Sequence[int]) -> bool:
-        if self.inner.consume_tokens(list(token_ids)):
+        if self.inner.try_consume_tokens(list(token_ids)) == len(token_ids):
             return True
-        if "doesn't satisfy the grammar" not in self.inner.get_error() and self.inner.is_error():
+        if self.inner.stop_reason() in _LIMITS_MET:
             self.check()
         return False
 
@@ -80,19 +85,31 @@ class LlguidanceGrammar:
 class LlguidanceBackend:
     name = "llguidance"
 
-    def __init__(self, vocabulary: Vocabulary, num_threads: int = 1) -> None:
+    def __init__(self, vocabulary: Vocabulary, num_threads: int = 1, has_child: bool = True) -> None:
         wrapper = llguidance.TokenizerWrapper(_Tokens(vocabulary))
         self._vocabulary = vocabulary
         self._tokenizer = llguidance.LLTokenizer(wrapper, vocabulary.size, list(vocabulary.eos_token_ids))
-        self._limits = llguidance.LLParserLimits(**_LIMITS, verbose_errors=False)  # type: ignore[arg-type]
+        self._limits = llguidance.LLParserLimits(**_LIMITS)
         self._special_texts = [
             (vocabulary.pieces[token_id].decode("utf-8", "replace"), token_id)
             for token_id in sorted(vocabulary.special_ids)
             if vocabulary.pieces[token_id]
         ]
+        home = "octavo.structured.llguidance:LlguidanceCompiler"
+        self._child = CompilerChild(home, vocabulary, COMPILE_SECONDS) if has_child else None
         self._executor = llguidance.LLExecutor(num_threads)
 
     def compile(self, form: StructuredOutputsParams) -> LlguidanceGrammar:
+        """What is not plain is first tried in the child: it may never end."""
+        if self._child is not None and not is_plain(form):
+            self._child.compile(form)
+        return self.compile_here(form)
+
+    def close(self) -> None:
+        if self._child is not None:
+            self._child.close()
+
+    def compile_here(self, form: StructuredOutputsParams) -> LlguidanceGrammar:
         text = self._grammar_text(form)
         is_error, messages = llguidance.LLMatcher.validate_grammar_with_warnings(
             text, self._tokenizer, limits=self._limits
@@ -114,7 +131,7 @@ class LlguidanceBackend:
                 schema = schema_of(form)
                 refuse_keywords(schema, _KEYWORDS)
                 _refuse_large_bounds(schema)
-                options: dict[str, Any] = {"lenient": False, "coerce_one_of": False}
+                options: Any = {"lenient": False, "coerce_one_of": False}
                 if form.disable_any_whitespace:
                     options |= {"whitespace_flexible": False}
                 if form.whitespace_pattern is not None:
@@ -161,6 +178,33 @@ class LlguidanceBackend:
             parts += [f"<[{token_id}]>"] if special else []
             text = text[at + len(special) :]
         return " ".join(parts)
+
+
+class LlguidanceCompiler:
+    """In the child: shows that a form can be compiled, and followed for a while."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._backend = LlguidanceBackend(vocabulary, has_child=False)
+        self._vocabulary = vocabulary
+
+    def compile(self, form: StructuredOutputsParams) -> bytes:
+        try:
+            matcher = self._backend.compile_here(form).matcher()
+            bitmask = np.zeros((1, self._vocabulary.num_words), dtype=np.int32)
+            chance = np.random.default_rng(0)
+            for _ in range(_TRIED_TOKENS):
+                matcher.fill(bitmask, 0)
+                allowed = np.flatnonzero(np.unpackbits(bitmask.view(np.uint8), bitorder="little"))
+                token_id = int(chance.choice(allowed)) if len(allowed) else self._vocabulary.eos_token_ids[0]
+                if token_id in self._vocabulary.eos_token_ids or not matcher.accept((token_id,)):
+                    break
+        except MatcherFailed as error:
+            raise Malformed(str(error)) from None
+        except Unsupported:
+            raise
+        except ValueError as error:
+            raise Malformed(str(error)) from None
+        return b"fine"
 
 
 class _Tokens:

@@ -159,6 +159,8 @@ class LmFormatEnforcerBackend:
 
     def compile(self, form: StructuredOutputsParams) -> LmFormatEnforcerGrammar:
         check(form)
+        if form.kind == "choice" and (strange := set().union(*form.value) - set(self._tokens.config.alphabet)):
+            raise Unsupported(f"the character {min(strange)!r}, which no token has whole")
         self._child.compile(form)  # raises, or shows that it can be done
         return self._tokens.grammar(form)
 

@@ -226,6 +226,27 @@ def _is_finite(here: Any, where: str, parts: Mapping[str, Any], finite: Collecti
     return True
 
 
+_INTRICATE = ("allOf", "format", "multipleOf", "oneOf", "pattern", "patternProperties")
+
+
+def is_plain(form: StructuredOutputsParams) -> bool:
+    """Nothing in it has regular expressions intersected or complemented, which may take a time that no limit of
+    llguidance bounds."""
+    if form.kind in ("choice", "json_object"):
+        return form.whitespace_pattern is None
+    if form.kind != "json" or form.whitespace_pattern is not None:
+        return False
+    for _, here in subschemas(form.value):
+        if isinstance(here, dict) and ("$ref" in here and len(here) > 1 and not set(here) <= _BESIDE_REFERENCES):
+            return False
+        if isinstance(here, dict) and any(keyword in here for keyword in _INTRICATE):
+            return False
+    return True
+
+
+_BESIDE_REFERENCES = {"$ref", "$defs", "definitions", "title", "description", "default", "$schema", "$id"}
+
+
 # Of these a backend looks at the first alone, and passes over what stands beside it.
 _WHOLE = ("$ref", "const", "enum", "anyOf")
 _STRING_RULES = ("pattern", "format", "minLength", "maxLength")

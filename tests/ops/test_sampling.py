@@ -23,6 +23,7 @@ from octavo.ops.torch.sampling import BLOCK, CANDIDATES
 from tests.ops.on_device import IS_INTERPRETED, implementation_of
 
 OPS = (
+    "apply_bitmask",
     "apply_penalties",
     "argmax",
     "choose_tokens",
@@ -43,6 +44,8 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True, params=dispatch.present()["sample"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     for op in OPS:
+        if request.param not in dispatch.present()[op]:
+            continue
         monkeypatch.setattr(dispatch.bound, op, implementation_of(op, request.param))
     return request.param
 
@@ -441,3 +444,18 @@ def test_truncation_against_transformers(implementation: str, vocab_size: int) -
         if top_p < 1:
             want = TopPLogitsWarper(top_p)(None, want)
         torch.testing.assert_close(truncate(logits / temperature, top_k, top_p, min_p), want)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 32, 100])
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2]])
+def test_a_bit_of_zero_rules_a_token_out(vocab_size: int, rows: list[int]) -> None:
+    allowed = torch.rand(len(rows), vocab_size, generator=torch.Generator().manual_seed(1)) < 0.5
+    words = torch.zeros(len(rows), -(-vocab_size // 32), dtype=torch.int64)
+    for token_id in range(vocab_size):
+        words[:, token_id // 32] |= allowed[:, token_id].long() << token_id % 32
+    logits = torch.randn(3, vocab_size, generator=torch.Generator().manual_seed(2))
+    expected = logits.clone()
+    for row, keeps in zip(rows, allowed, strict=True):
+        expected[row, ~keeps] = -torch.inf
+    ops.apply_bitmask(logits, torch.tensor(rows), words.to(torch.int32))
+    assert torch.equal(logits, expected)

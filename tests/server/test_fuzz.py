@@ -104,7 +104,7 @@ def likely(body: Any) -> Any:
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_an_endpoint(server: Process, label: str, mode: GenerationMode) -> None:
     @hypothesis.settings(
-        max_examples=15,
+        max_examples=10,
         deadline=None,
         derandomize=True,
         database=None,

@@ -75,8 +75,9 @@ def _faults_and_a_light_core() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No process, directory, socket or shared memory stays behind, in a directory that other tests do not use."""
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it is
     before = leavings()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
         patch.setattr(tempfile, "tempdir", folder)

@@ -34,13 +34,14 @@ def apply_penalties(
 
 
 def apply_bitmask(logits_SV: Tensor, rows_K: Tensor, bits_KW: Tensor) -> None:
-    """A byte of the mask at a time, by a table of the 256 bytes there are."""
-    num_rows, vocab_size = rows_K.shape[0], logits_SV.shape[1]
+    """A byte of the mask at a time, by a table of the 256 bytes there are: eight booleans each, held as one int64."""
+    vocab_size = logits_SV.shape[1]
     values = torch.arange(256, dtype=torch.uint8, device=bits_KW.device)
     places = torch.arange(8, dtype=torch.uint8, device=bits_KW.device)
-    is_out = (values[:, None] >> places) & 1 == 0
-    out_KV = is_out.index_select(0, bits_KW.view(torch.uint8).flatten().int()).view(num_rows, -1)[:, :vocab_size]
-    if num_rows == logits_SV.shape[0]:
+    is_out = ((values[:, None] >> places) & 1 == 0).view(torch.int64)[:, 0]
+    out_K = is_out.index_select(0, bits_KW.view(torch.uint8).flatten().int())
+    out_KV = out_K.view(torch.bool).view(rows_K.shape[0], -1)[:, :vocab_size]
+    if rows_K.shape[0] == logits_SV.shape[0]:
         logits_SV.masked_fill_(out_KV, -torch.inf)
     else:
         logits_SV.index_copy_(0, rows_K, logits_SV[rows_K].masked_fill_(out_KV, -torch.inf))

@@ -6,11 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.triton.chain import follow, launch_options
+
 SILU, GELU, GELU_TANH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def _gated(x_ptr, out_ptr, stride, size, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _gated(x_ptr, out_ptr, stride, size, KIND: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
@@ -34,7 +37,9 @@ def _run(x: torch.Tensor, kind: tl.constexpr) -> torch.Tensor:
     if num_rows:
         block = min(triton.next_power_of_2(size), 512 if num_rows <= 16 else 2048)
         grid = (num_rows, triton.cdiv(size, block))
-        _gated[grid](x, out, x.stride(0), size, KIND=kind, BLOCK=block, num_warps=max(1, block // 512))
+        _gated[grid](
+            x, out, x.stride(0), size, KIND=kind, BLOCK=block, num_warps=max(1, block // 512), **launch_options()
+        )
     return out
 
 

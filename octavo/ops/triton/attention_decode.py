@@ -9,6 +9,7 @@ import triton.language as tl
 from octavo.ops.triton.attention_prefix import PrefixParts
 from octavo.ops.triton.attention_tiles import FLOOR, attend, combine
 from octavo.ops.triton.attention_work import RECORD, DecodeConfig, Heads, Work, Workspace
+from octavo.ops.triton.chain import follow, launch_options
 
 
 @triton.jit(do_not_specialize=["table_stride", "window", "num_rows"])
@@ -50,7 +51,9 @@ def _decode_kernel(
     FUSED: tl.constexpr,  # the last split to end combines them all; else _combine_kernel does
     PRECISION: tl.constexpr,
     RECORD: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
+    follow(CHAIN)
     kv_head = tl.program_id(0)
     K: tl.constexpr = N // GROUP
     line = tl.arange(0, BLOCK_M)
@@ -236,6 +239,7 @@ def decode_attention(
         RECORD=RECORD,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **launch_options(),
     )
     if not config.fused:
         _combine_kernel[grid](

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional
 
+from octavo.ops.triton.chain import follow, launch_options
+
 MOST_ROWS = 64
 MOST_ROWS_BY_SUMS = 4
 
@@ -33,38 +35,49 @@ class Tiling:
 FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {
     (4096, 1024): (
         (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+        (4, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
         (8, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+        (16, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
     ),  # Qwen3-0.6B qkv
     (1024, 2048): (
         (1, Tiling(by_sums=True, outputs=2, inner=1024, split=1, num_warps=4, num_stages=1)),
-        (8, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
+        (4, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
+        (8, Tiling(by_sums=False, outputs=64, inner=256, split=8, num_warps=4, num_stages=3)),
+        (16, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
     ),  # Qwen3-0.6B out
     (6144, 1024): (
-        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
-        (8, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+        (1, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
+        (4, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
+        (8, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
+        (16, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
     ),  # Qwen3-0.6B gate_up
     (1024, 3072): (
         (1, Tiling(by_sums=True, outputs=2, inner=1024, split=1, num_warps=4, num_stages=1)),
+        (4, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
         (8, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
+        (16, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
     ),  # Qwen3-0.6B down
-    (151936, 1024): (
-        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
-        (8, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
-    ),  # Qwen3-0.6B head
     (6144, 4096): (
-        (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+        (1, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
+        (4, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
     ),  # Llama-8B qkv
     (4096, 4096): (
         (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
-        (8, Tiling(by_sums=False, outputs=64, inner=128, split=2, num_warps=4, num_stages=4)),
+        (4, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
+        (8, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
+        (16, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
     ),  # Llama-8B out
     (4096, 14336): (
         (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
+        (4, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
     ),  # Llama-8B down
     (128256, 4096): (
-        (1, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
-        (8, Tiling(by_sums=False, outputs=128, inner=128, split=1, num_warps=4, num_stages=3)),
+        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+        (4, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
     ),  # Llama-8B head
+    (28672, 4096): (
+        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
+    ),  # Llama-8B gate_up: no faster, but part of the chain
 }
 
 
@@ -114,6 +127,7 @@ def _by_dots(
     INNER: tl.constexpr,
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
     """The weights are the left side: their many rows fill the tensor cores, which few rows of x would not."""
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -123,8 +137,11 @@ def _by_dots(
     size = num_inputs // (SPLIT * INNER) * INNER  # so the compiler sees what divides it
     weight_ptrs = weight_ptr + output.to(tl.int64)[:, None] * weight_stride + (part * size + inner)[None, :]
     x_ptrs = x_ptr + row.to(tl.int64)[None, :] * x_stride + (part * size + inner)[:, None]
-    total = tl.zeros([OUTPUTS, ROWS], tl.float32)
-    for first in tl.range(0, size, INNER, num_stages=STAGES):
+    weight = tl.load(weight_ptrs, mask=(output < num_outputs)[:, None], other=0.0)  # comes while x is being made
+    follow(CHAIN)
+    x = tl.load(x_ptrs, mask=(row < num_rows)[None, :], other=0.0)
+    total = tl.dot(weight, x, tl.zeros([OUTPUTS, ROWS], tl.float32), input_precision="ieee")
+    for first in tl.range(INNER, size, INNER, num_stages=STAGES):
         weight = tl.load(weight_ptrs + first, mask=(output < num_outputs)[:, None], other=0.0)
         x = tl.load(x_ptrs + first, mask=(row < num_rows)[None, :], other=0.0)
         total = tl.dot(weight, x, total, input_precision="ieee")
@@ -152,6 +169,7 @@ def _by_sums(
     INNER: tl.constexpr,
     SPLIT: tl.constexpr,
     STAGES: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     part = tl.program_id(1)
@@ -160,8 +178,13 @@ def _by_sums(
     size = num_inputs // (SPLIT * INNER) * INNER  # so the compiler sees what divides it
     weight_ptrs = weight_ptr + output.to(tl.int64)[:, None] * weight_stride + (part * size + inner)[None, :]
     x_ptrs = x_ptr + row.to(tl.int64)[:, None] * x_stride + (part * size + inner)[None, :]
-    sums = tl.zeros([ROWS, OUTPUTS, INNER], tl.float32)
-    for first in tl.range(0, size, INNER, num_stages=STAGES):
+    weight = tl.load(weight_ptrs, mask=(output < num_outputs)[:, None], other=0.0).to(
+        tl.float32
+    )  # while x is being made
+    follow(CHAIN)
+    x = tl.load(x_ptrs, mask=(row < num_rows)[:, None], other=0.0).to(tl.float32)
+    sums = weight[None, :, :] * x[:, None, :]
+    for first in tl.range(INNER, size, INNER, num_stages=STAGES):
         weight = tl.load(weight_ptrs + first, mask=(output < num_outputs)[:, None], other=0.0).to(tl.float32)
         x = tl.load(x_ptrs + first, mask=(row < num_rows)[:, None], other=0.0).to(tl.float32)
         sums += weight[None, :, :] * x[:, None, :]
@@ -175,8 +198,17 @@ def _by_sums(
 
 @triton.jit
 def _add_parts(
-    parts_ptr, bias_ptr, out_ptr, size, num_outputs, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr, BLOCK: tl.constexpr
+    parts_ptr,
+    bias_ptr,
+    out_ptr,
+    size,
+    num_outputs,
+    HAS_BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
+    follow(CHAIN)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     total = tl.zeros([BLOCK], tl.float32)
@@ -216,6 +248,7 @@ def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, t
         SPLIT=split,
         STAGES=tiling.num_stages,
         num_warps=tiling.num_warps,
+        **launch_options(),
     )
     if split > 1:
         size = num_rows * num_outputs
@@ -229,6 +262,7 @@ def few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, t
             SPLIT=split,
             BLOCK=512,
             num_warps=4,
+            **launch_options(),
         )
     return out
 

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.triton.chain import follow, launch_options
+
 TILE = 4096  # values a program has at once, where rows are narrow
 
 
@@ -33,7 +35,9 @@ def _rms_norm(
     HAS_OFFSET: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
+    follow(CHAIN)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, WIDTH)[None, :]
     inside = (row < num_rows) & (column < size)
@@ -58,7 +62,9 @@ def _add_rms_norm(
     offset,
     HAS_OFFSET: tl.constexpr,
     WIDTH: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
+    follow(CHAIN)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)[None, :]
     inside = column < size
@@ -135,6 +141,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: f
         ROWS=rows,
         WIDTH=width,
         num_warps=_warps(rows * width),
+        **launch_options(),
     )
     return out
 
@@ -161,6 +168,7 @@ def add_rms_norm(
             HAS_OFFSET=weight_offset != 0,
             WIDTH=width,
             num_warps=_warps(width),
+            **launch_options(),
         )
     return out, total
 

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.triton.chain import follow, launch_options
+
 
 @triton.jit
 def _slot_in(cache_ptr, slot, cache_block_stride, cache_offset_stride, BLOCK_SIZE: tl.constexpr):
@@ -118,8 +120,10 @@ def _rope_and_write(
     REST_WIDTH: tl.constexpr,
     WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
     """The first programs of a token have its query heads, the others keys and values."""
+    follow(CHAIN)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     num_query_parts = tl.cdiv(num_heads, HEADS)
@@ -254,6 +258,7 @@ def rope_and_write(
         WIDTH=triton.next_power_of_2(size),
         HEADS=heads,
         num_warps=1 if heads <= 4 else 2,
+        **launch_options(),
     )
     return out
 

@@ -59,7 +59,7 @@ class SamplingFields(Open):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     structured_outputs: dict[str, Any] | None = Field(
-        None,
+        default=None,
         description="The form of the answer: one of json (a schema), regex, choice, grammar, json_object and "
         "structural_tag, with options of StructuredOutputsParams such as backend.",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import octavo
 from octavo.core import wire
 from octavo.core.messages import (
     Abort,
@@ -145,3 +148,10 @@ def test_a_damaged_message_is_refused_or_another_valid_one(message: Any, data: s
     except wire.MalformedMessage:
         return
     assert wire.decode_to_core(wire.encode(again)) == again
+
+
+def test_nothing_in_octavo_unpickles() -> None:
+    """Between processes there are typed messages, which cannot run code."""
+    imports = re.compile(r"^\s*(?:import|from) (?:pickle|marshal|shelve|cloudpickle|dill)\b", re.MULTILINE)
+    package = Path(octavo.__file__).parent
+    assert not [path for path in package.rglob("*.py") if imports.search(path.read_text(encoding="utf-8"))]

@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 
 from octavo.config.serve_options import make_serve_options
+from octavo.core.structured import AUTO_ORDER, StructuredOutputsParams
+from octavo.errors import InvalidRequest
 from octavo.server.app import make_app
 from octavo.server.state import ServerState
+from octavo.structured.compile import Compiler
 from tests.unit.server.scripted_server import run, scripted_server
+from tests.unit.structured.small import small_vocabulary
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT, TOKENIZE = "/v1/messages", "/v1/messages/count_tokens", "/tokenize"
@@ -78,14 +82,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": HI, "chat_template_kwargs": {"chat_template": URL}}, "chat_template_kwargs"),
     (CHAT, {"messages": HI, "web_search_options": {"user_location": URL}}, "web_search_options"),
     (CHAT, {"messages": HI, "audio": {"voice": URL}}, "audio"),
-    (CHAT, {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"name": "x",
-     "schema": {"$ref": URL}}}}, "response_format"),
     *((path, {**body, name: value}, name)
       for path, body in ((CHAT, {"messages": HI}), (COMPLETIONS, {"prompt": "hi"}), (RESPONSES, {"input": "hi"}))
       for name, value in (
           ("kv_transfer_params", {"remote_host": URL, "do_remote_prefill": True}), ("ec_transfer_params", {"url": URL}),
           ("mm_processor_kwargs", {"path": URL}), ("media_io_kwargs", {"video": {"path": URL}}),
-          ("structured_outputs", {"json": {"$ref": URL}}), ("guided_json", {"$ref": URL}),
           ("logits_processors", [URL]), ("vllm_xargs", {"path": URL}),
       )),
     (COMPLETIONS, {"prompt": "hi", "prompt_embeds": URL}, "prompt_embeds"),
@@ -179,6 +180,21 @@ def test_elsewhere_a_place_is_only_text(trap: socket.socket, tmp_path: Path) -> 
                 assert CANARY not in tokenizer.decode(submit.prompt_token_ids, skip_special_tokens=False)
 
     run(work)
+    assert not select.select([trap], [], [], 0)[0], "a URL was followed"
+
+
+@pytest.mark.parametrize("backend", AUTO_ORDER)
+def test_no_schema_is_fetched(trap: socket.socket, tmp_path: Path, backend: str) -> None:
+    """A form that refers to another place is refused by the compiler, where it would be read."""
+    compiler = Compiler(small_vocabulary)
+    try:
+        for url in places(trap, tmp_path):
+            for schema in ({"$ref": url}, {"type": "object", "properties": {"a": {"$ref": f"{url}#/x"}}},
+                           {"$schema": url, "$ref": "other.json", "$id": url}):  # fmt: skip
+                failure = compiler.compile(StructuredOutputsParams(json=schema), [backend]).exception(20)
+                assert isinstance(failure, InvalidRequest), (schema, failure)
+    finally:
+        compiler.shutdown()
     assert not select.select([trap], [], [], 0)[0], "a URL was followed"
 
 
