@@ -8,8 +8,9 @@ shrinks. JSON to stdout or --output, a plot to --plot.
     benchmarks/multiturn.py --simulate [--at-once 1] [--output FILE] [--plot FILE]    # shares only, in seconds
 
 With --simulate the scheduler and the cache run as they are, on caches of the real models' pages, and a device that
-computes nothing answers at random. A size of 1 is what every conversation needs to be found again at its end (its keys
-and values, or one state, and the system prompt), beside what the requests that run together take.
+computes nothing answers at random; beside the order of last use alone, and also for conversations that go on in no
+order and end at some time. A size of 1 is what every conversation needs to be found again at its end (its keys and
+values, or one state, and the system prompt), beside what the requests that run together take.
 """
 
 from __future__ import annotations
@@ -238,6 +239,30 @@ def chat(engine: EngineCore, num_conversations: int, num_turns: int, together: i
     }
 
 
+def wander(engine: EngineCore, num_conversations: int, num_turns: int, together: int) -> dict[str, Any]:
+    """As many conversations at any time, of any of which the next turn may come; after half of `num_turns` on average
+    one ends and another begins."""
+    rng = random.Random(0)
+    system = [rng.randrange(VOCABULARY) for _ in range(SYSTEM)]
+    histories = [list(system) for _ in range(num_conversations)]
+    params = SamplingParams(temperature=0, max_tokens=ANSWER, ignore_eos=True)
+    prompted = cached = 0
+    for _ in range(num_conversations * num_turns * 2 // together):
+        members = rng.sample(range(num_conversations), together)
+        for conversation in members:
+            history = histories[conversation]
+            if rng.random() < 2 / num_turns or len(history) > SYSTEM + (num_turns - 1) * (USER + ANSWER):
+                history[:] = system
+            history += [rng.randrange(VOCABULARY) for _ in range(USER)]
+            prompted += len(history)
+            engine.add(Submit(str(conversation), list(history), params, 0.0))
+        while engine.has_work():
+            for delta in engine.step().deltas:
+                histories[int(delta.request_id)] += delta.token_ids
+                cached += delta.num_cached_tokens if delta.finish_reason is not None else 0
+    return {"cached_share": round(cached / prompted, 4)}
+
+
 def sweep(
     shape: str,
     num_conversations: int,
@@ -245,6 +270,7 @@ def sweep(
     sizes: list[float],
     make: Callable[..., EngineCore],
     together: int = TOGETHER,
+    workload: Callable[..., dict[str, Any]] = chat,
 ) -> list[dict[str, float]]:
     """Cached share by cache size."""
     kept, beside = needed_bytes(shape, num_conversations, num_turns, together)
@@ -252,7 +278,7 @@ def sweep(
     for size in sizes:
         memory = int(kept * size) + beside
         engine = make(shape, kv_cache_memory_bytes=memory)
-        share = chat(engine, num_conversations, num_turns, together)["cached_share"]
+        share = workload(engine, num_conversations, num_turns, together)["cached_share"]
         points.append({"size": size, "mib": round(memory / 2**20, 1), "cached_share": share})
         print(f"{shape}: cache of {size:g} ({memory / 2**20:.1f} MiB): {share:.1%} cached", file=sys.stderr)
     return points
@@ -336,6 +362,7 @@ def main() -> int:
         if args.simulate:
             for name, make in (("simulated", make_simulated_engine), ("simulated_lru", make_lru_engine)):
                 figures[name] = sweep(shape, conversations, turns, SIZES, make, args.at_once)
+                figures[f"{name}_wandering"] = sweep(shape, conversations, turns, SIZES, make, args.at_once, wander)
             continue
         if "cached_share" not in figures:
             figures.update(compare(shape, conversations, turns))
