@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.cache.groups import CacheGroup, SlabPlan
+from octavo.cache.retention import KeepLatest
 from octavo.config.engine_config import EngineConfig
 from octavo.errors import OutOfMemory
 from octavo.platforms.platform import Platform
@@ -51,7 +52,10 @@ def plan_memory(
         num_slabs = slabs.num_slabs(max(0, budget))
         of = "what is free" if platform.shares_memory else "the device"
         why = f"{cache.memory_fraction:.0%} of {of} ({state})"
-        if num_slabs > useful:
+        holds_copies = any(
+            isinstance(group.retention, KeepLatest) for group in groups
+        )  # of which more is always useful
+        if num_slabs > useful and not holds_copies:
             num_slabs = useful
             why = f"all that {scheduler.max_num_seqs} requests of {scheduler.max_model_len} tokens can use ({state})"
     least = 1 + _slabs_of(groups, slabs, 2 * groups[0].tokens, groups[0].tokens)

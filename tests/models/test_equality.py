@@ -184,8 +184,7 @@ class Replays:
         self.first.clear()
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("budget", [16, 64])
+@pytest.mark.parametrize(("budget", "depth"), [(16, 1), (64, 2)])
 def test_steps_at_fixed_addresses_give_the_same_tokens(
     reference: Reference, budget: int, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

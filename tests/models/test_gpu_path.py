@@ -29,7 +29,7 @@ def triton_ops() -> Iterator[None]:
     dispatch.use(())
 
 
-@pytest.mark.parametrize("reference", ["qwen3", "gemma3"], indirect=True)
+@pytest.mark.parametrize("reference", ["gemma3"], indirect=True)  # two groups, windows, norms of heads
 def test_greedy_tokens_equal_those_of_transformers(reference: Reference, triton_ops: None) -> None:
     engine = engine_for(
         reference,
