@@ -56,7 +56,7 @@ async def keep_asking(server: Server, index: int, until: float, counts: Counts) 
                 if not num_chunks:
                     counts.first_tokens.append(time.perf_counter() - asked)
                 num_chunks += 1
-                if b'"error"' in data:
+                if b'{"error":' in data:
                     raise OSError(data.decode())
                 finished = finished or b'"finish_reason":"length"' in data
                 if b'"choices":[]' in data:
