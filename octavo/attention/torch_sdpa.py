@@ -55,6 +55,7 @@ class SdpaPlan:
 
 class TorchSdpa:
     name = "torch_sdpa"
+    is_capturable = False
 
     def __init__(self) -> None:
         self._stairs: dict[tuple[int | None, torch.dtype, torch.device], torch.Tensor] = {}

@@ -51,6 +51,7 @@ class PagedPlan:
 
 class TritonPaged:
     name = "triton_paged"
+    is_capturable = True
     decode_tokens = DECODE_TOKENS  # rows of more query tokens are prefill rows; drafts may ask for more
 
     def __init__(self) -> None:

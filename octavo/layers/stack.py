@@ -101,6 +101,11 @@ class CausalLM(nn.Module):
         for group, backend in self._backends.items():
             step.groups[group].plan = backend.plan(step, group)
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether every backend takes padded steps. Known once caches are bound."""
+        return all(backend.is_capturable for backend in self._backends.values())
+
     def graph_key(self, step: StepContext) -> Hashable:
         keys = tuple(backend.graph_key(step) for backend in self._backends.values())
         return NO_GRAPH if NO_GRAPH in keys else keys

@@ -14,6 +14,10 @@ from octavo.cache.spec import CacheSpec
 class Model(Protocol):
     vocab_size: int
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether steps may be padded, and their forward captured."""
+
     def cache_specs(self) -> Mapping[str, CacheSpec]:
         """What each stateful layer keeps, by the layer's name, in layer order."""
 

@@ -67,10 +67,12 @@ def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:
     return [StateCopies(cache.copy)]
 
 
-def build_steps(config: EngineConfig, platform: Platform, table: RowTable, block_size: int) -> tuple[Builder, Graphs]:
-    """How a step becomes tensors, and how its forward runs."""
+def build_steps(
+    config: EngineConfig, platform: Platform, model: CausalLM, table: RowTable, block_size: int
+) -> tuple[Builder, Graphs]:
+    """How a step becomes tensors, and how its forward runs. Padding needs cache writes that leave it out."""
     device, scheduler = table.computed.device, config.scheduler
-    if platform.graphs == "eager":
+    if platform.graphs == "eager" or not model.is_capturable or not dispatch.is_specialised("rope_and_write"):
         return BatchBuilder(table, block_size), EagerGraphs()
     buckets = Buckets(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
     return StaticBatchBuilder(table, block_size, buckets, scheduler.max_num_batched_tokens), CudaGraphs(device)

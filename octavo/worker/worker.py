@@ -51,7 +51,7 @@ class Worker:
             table,
             SampleFinish(self.model, table, sampler),
             build_extensions(self.cache),
-            *build_steps(config, platform, table, self.groups[0].tokens),
+            *build_steps(config, platform, self.model, table, self.groups[0].tokens),
             scrub=self.cache.scrub,
         )
         logger.info(

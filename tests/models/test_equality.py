@@ -147,6 +147,7 @@ class DeviceAttention:
     """Reads a step from its tensors alone, as a backend must whose steps are captured."""
 
     name = "device_attention"
+    is_capturable = True
 
     def why_not(self, query: AttentionQuery) -> None:
         return None

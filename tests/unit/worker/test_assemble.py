@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 
 from octavo.config.options import make_options
 from octavo.engine.configure import configure
-from octavo.worker.assemble import build_model
+from octavo.ops import dispatch
+from octavo.runner.batch import BatchBuilder
+from octavo.runner.graphs import EagerGraphs
+from octavo.runner.row_table import RowTable
+from octavo.worker.assemble import build_model, build_steps
 
 BAMBA: dict[str, Any] = {
     "architectures": ["BambaForCausalLM"],
@@ -38,3 +43,14 @@ def test_the_types_of_states_reach_the_layers(options: dict[str, str], conv: str
     assert list(specs) == ["model.layers.0.mixer", "model.layers.1.attn"]
     assert [part.dtype for part in specs["model.layers.0.mixer"].layout.parts] == [conv, ssm]
     assert [part.dtype for part in specs["model.layers.1.attn"].layout.parts] == ["bfloat16"]
+
+
+@pytest.mark.parametrize("is_capturable", [True, False])
+def test_steps_are_padded_only_where_everything_takes_padding(is_capturable: bool) -> None:
+    """A recurrent layer reads exact counts on the host; torch's cache write leaves no token out."""
+    platform: Any = SimpleNamespace(graphs="captured")
+    config: Any = SimpleNamespace(scheduler=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=16))
+    model: Any = SimpleNamespace(is_capturable=is_capturable)
+    assert not dispatch.is_specialised("rope_and_write")
+    batches, graphs = build_steps(config, platform, model, RowTable(4, 64, [4], torch.device("cpu")), 16)
+    assert isinstance(batches, BatchBuilder) and isinstance(graphs, EagerGraphs)
