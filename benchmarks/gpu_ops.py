@@ -469,7 +469,10 @@ def compare_products(bandwidth: float, rows_of: tuple[int, ...]) -> tuple[list[R
             row.extra = {"tiling": None if best_tiling is None else asdict(best_tiling)}
             rows.append(row)
             is_faster = best_tiling is not None and best < 0.97 * library
-            chosen.append((num_rows, best_tiling if is_faster else None))
+            tiling = best_tiling if is_faster else None
+            if chosen and chosen[-1][1] == tiling:
+                chosen.pop()  # one line for rows that are computed alike
+            chosen.append((num_rows, tiling))
         while chosen and chosen[-1][1] is None:
             chosen.pop()
         if chosen:

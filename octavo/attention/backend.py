@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 import torch
 
-NO_GRAPH = "no graph"  # a graph_key: reads of its step what only the host knows, so it must run eagerly
-
 
 @dataclass(frozen=True)
 class AttentionQuery:
@@ -88,7 +86,7 @@ class GroupBackend(Protocol):
         """Whatever the kernels need of this step, made once for all layers of a group."""
 
     def graph_key(self, step: StepContext) -> Hashable:
-        """Steps of one size with equal keys may share a captured graph; NO_GRAPH if this one cannot be captured."""
+        """Steps of one size with equal keys may share a captured graph, where the backend is capturable."""
 
 
 class AttentionBackend(GroupBackend, Protocol):

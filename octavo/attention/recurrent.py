@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from octavo.attention.backend import NO_GRAPH, StepContext
+from octavo.attention.backend import StepContext
 from octavo.ops.state_rows import StateRows
 
 
@@ -24,4 +24,4 @@ class RecurrentBackend:
         return StateRows(blocks, fresh, step.query_start, step.query_lens)
 
     def graph_key(self, step: StepContext) -> Hashable:
-        return NO_GRAPH
+        return None

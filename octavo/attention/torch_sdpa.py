@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from octavo.attention.backend import NO_GRAPH, AttentionCall, AttentionQuery, StepContext
+from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 
 FLOATS = ("float32", "bfloat16", "float16")
 SLICE = 256  # queries at a time, which bounds masks and scores
@@ -73,7 +73,7 @@ class TorchSdpa:
         return SdpaPlan()
 
     def graph_key(self, step: StepContext) -> Hashable:
-        return NO_GRAPH
+        return None
 
     def forward(
         self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall

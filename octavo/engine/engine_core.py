@@ -216,7 +216,6 @@ class EngineCore:
                 self._pending.append(
                     msgspec.structs.replace(delta, error_type=refusal.error_type, error_field=refusal.field)
                 )
-            self._quarantine.clear([refusal.request_id])
 
     def _idle_stats(self) -> StepStats | None:
         """After ends that no step brought: who is left."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from octavo.attention.backend import NO_GRAPH, GroupBackend, StepContext
+from octavo.attention.backend import GroupBackend, StepContext
 from octavo.cache.spec import CacheSpec
 from octavo.layers.attention import SelfAttention
 from octavo.layers.build import BuildContext, Finalized
@@ -107,8 +107,7 @@ class CausalLM(nn.Module):
         return all(backend.is_capturable for backend in self._backends.values())
 
     def graph_key(self, step: StepContext) -> Hashable:
-        keys = tuple(backend.graph_key(step) for backend in self._backends.values())
-        return NO_GRAPH if NO_GRAPH in keys else keys
+        return tuple(backend.graph_key(step) for backend in self._backends.values())
 
     def forward(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         return self.model(input_ids, step)

@@ -12,15 +12,15 @@ import torch
 
 def upload_array(values: np.ndarray, device: torch.device) -> torch.Tensor:
     """A tensor of the same dtype on `device`; the copy queues behind what runs there."""
-    host = torch.from_numpy(values)
-    if device.type == "cpu":
-        return host
-    return host.pin_memory().to(device, non_blocking=True)
+    return _send(torch.from_numpy(values), device)
 
 
 def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The same for numbers."""
-    host = torch.tensor(values, dtype=dtype)
+    return _send(torch.tensor(values, dtype=dtype), device)
+
+
+def _send(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 

@@ -27,18 +27,12 @@ class Graphs(Protocol):
     def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
         """`key` None: this step has to run eagerly. The result holds until the next call."""
 
-    def reset(self) -> None:
-        """Forgets what was captured."""
-
 
 class EagerGraphs:
     """No graphs."""
 
     def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
         return compute(batch)
-
-    def reset(self) -> None:
-        pass
 
 
 @dataclass(slots=True)
@@ -60,25 +54,17 @@ class CudaGraphs:
         self.num_bytes = 0  # that captured graphs hold
         self.seconds = 0.0  # that capturing took
 
-    def __len__(self) -> int:
-        return len(self._captured)
-
     def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
-        if key is None or batch.bucket is None:
+        if key is None:
             return compute(batch)
-        full_key = (batch.bucket, key)
-        captured = self._captured.get(full_key)
+        captured = self._captured.get(key)
         if captured is None:
-            if full_key not in self._met:
-                self._met.add(full_key)
+            if key not in self._met:
+                self._met.add(key)
                 return compute(batch)
-            captured = self._captured[full_key] = self._capture(batch, compute)
+            captured = self._captured[key] = self._capture(batch, compute)
         captured.graph.replay()
         return captured.computed
-
-    def reset(self) -> None:
-        self._captured.clear()
-        self._met.clear()
 
     def _capture(self, batch: Batch, compute: Compute) -> _Captured:
         started, before = time.perf_counter(), torch.cuda.memory_reserved(self._device)

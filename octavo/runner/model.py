@@ -28,7 +28,7 @@ class Model(Protocol):
         """Lets each group's backend fill `step.groups[g].plan`, once a step."""
 
     def graph_key(self, step: StepContext) -> Hashable:
-        """Steps of one size with equal keys may share a captured graph; NO_GRAPH: this one has to run eagerly."""
+        """Steps of one size with equal keys may share a captured graph, where the model is capturable."""
 
     def forward(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         """[T] int64 -> final hidden states [T, hidden]."""

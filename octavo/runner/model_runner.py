@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import torch
 
-from octavo.attention.backend import NO_GRAPH
 from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.runner.batch import Batch, Builder
 from octavo.runner.extension import BatchExtension
@@ -75,10 +74,11 @@ class ModelRunner:
         return RunningStep(plan, batch, computed)
 
     def _graph_key(self, batch: Batch) -> Hashable | None:
+        """None for a step that is not padded."""
         if batch.bucket is None:
             return None
-        key = self.model.graph_key(batch.step)
-        return None if key == NO_GRAPH else (key, *(extension.graph_key(batch) for extension in self._extensions))
+        keys = (extension.graph_key(batch) for extension in self._extensions)
+        return batch.bucket, self.model.graph_key(batch.step), *keys
 
     def _compute(self, batch: Batch) -> Computed:
         """What a graph captures: hidden states, and the rows where they are not finite."""

@@ -11,7 +11,7 @@ from octavo.core.params import SamplingParams
 from octavo.core.step import TokenMasks
 from octavo.ops import dispatch
 from octavo.ops import sampling as ops
-from octavo.ops.device import upload
+from octavo.ops.device import upload, upload_array
 from octavo.sampling.logprobs import LogprobBlock, group_by_size
 from octavo.sampling.penalties import TokenCounts
 
@@ -158,7 +158,9 @@ class Sampler:
             logits_SV = logits_SV.float()
         raw = self._set_raw_aside(logits_SV, parts, masks is not None)
         if masks is not None:
-            ops.apply_bitmask(logits_SV, upload(masks.places, torch.int64, self.device), self._bits(masks))
+            ops.apply_bitmask(
+                logits_SV, upload(masks.places, torch.int64, self.device), upload_array(masks.bits, self.device)
+            )
         if parts.min_tokens:
             self._hold_stops_back(logits_SV, parts.min_tokens, rows, output_positions)
         if parts.penalised:
@@ -223,10 +225,6 @@ class Sampler:
         masked.scatter_(1, stop_ids, held)
         if part.idx is not None:
             part.put(logits_SV, masked)
-
-    def _bits(self, masks: TokenMasks) -> Tensor:
-        bits = torch.from_numpy(masks.bits)
-        return bits.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else bits
 
     def _set_raw_aside(self, logits_SV: Tensor, parts: Parts, has_masks: bool) -> list[Tensor]:
         """The logits of the rows that asked for log-probabilities, as the model gave them."""

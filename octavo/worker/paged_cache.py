@@ -9,6 +9,7 @@ import torch
 
 from octavo.cache.groups import CacheGroup, SlabPlan
 from octavo.ops.memory import zeroed_buffer
+from octavo.runner.model import Model
 
 
 class PagedCache:
@@ -31,6 +32,14 @@ class PagedCache:
                     part.name: self._view(num_blocks, slabs.strides[index], page + offset, part.shape, part.dtype)
                     for part, offset in zip(layout.parts, layout.offsets(), strict=True)
                 }
+
+    def bind(self, model: Model) -> None:
+        """Gives the model's stateful layers their views."""
+        model.bind_caches(self.parts, self.group_of)
+
+    def unbind(self, model: Model) -> None:
+        """Has them let go of these, so that the memory can be given back."""
+        model.bind_caches({layer: {} for layer in self.parts}, self.group_of)
 
     def copy(self, group: int, source: int, target: int) -> None:
         """One block's content, all layers of its group."""

@@ -30,7 +30,7 @@ def measure_step(
     if not memory.is_known:
         return 0
     cache = PagedCache(groups, slabs, 2, device)
-    model.bind_caches(cache.parts, cache.group_of)
+    cache.bind(model)
     memory.start()
     num_tokens = scheduler.max_num_batched_tokens
     num_rows = min(scheduler.max_num_seqs, num_tokens)
@@ -56,11 +56,7 @@ def measure_step(
     logits = model.logits(hidden[:num_rows])
     logits = logits.float() / 2.0  # sampling holds them twice
     peak = memory.stop()
+    cache.unbind(model)
     del hidden, logits, cache
-    model.bind_caches({layer: {} for group in groups for layer in group.layers}, _indices(groups))
     recover(device)
     return _SLACK + peak * (2 if has_graphs else 1)  # graphs keep a pool of their own beside that of eager steps
-
-
-def _indices(groups: tuple[CacheGroup, ...]) -> dict[str, int]:
-    return {layer: index for index, group in enumerate(groups) for layer in group.layers}

@@ -41,7 +41,7 @@ class Worker:
         )
         self.memory: MemoryPlan = plan_memory(config, platform, self.groups, self.slabs, weight_bytes, step_bytes)
         self.cache = PagedCache(self.groups, self.slabs, self.memory.num_slabs, self.device)
-        self.model.bind_caches(self.cache.parts, self.cache.group_of)
+        self.cache.bind(self.model)
         max_rows, max_tokens = config.scheduler.max_num_seqs, config.scheduler.max_model_len
         widths = [group.retention.table_width(max_tokens, group.tokens) for group in self.groups]
         table = RowTable(max_rows, max_tokens, widths, self.device)
@@ -76,5 +76,5 @@ class Worker:
     def release(self) -> None:
         """Gives the memory back. May be called again."""
         self.runner.reset()
-        self.model.bind_caches({layer: {} for layer in self.cache.parts}, self.cache.group_of)
+        self.cache.unbind(self.model)
         self.cache = PagedCache((), self.slabs, 0, self.device)

@@ -175,14 +175,11 @@ class Replays:
 
     def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
         assert batch.bucket is not None and key is not None
-        first = self.first.setdefault((batch.bucket, key), batch)
+        first = self.first.setdefault(key, batch)
         self.num_replays += first is not batch
         for group in batch.step.groups:
             group.slots.clamp_(min=0)  # the null block's: the specification of write_kv leaves no token out
         return compute(first)
-
-    def reset(self) -> None:
-        self.first.clear()
 
 
 @pytest.mark.parametrize(("budget", "depth"), [(16, 1), (64, 2)])

@@ -35,8 +35,6 @@ class Tiling:
 FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {
     (4096, 1024): (
         (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
-        (4, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
-        (8, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
         (16, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
     ),  # Qwen3-0.6B qkv
     (1024, 2048): (
@@ -46,25 +44,17 @@ FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {
         (16, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
     ),  # Qwen3-0.6B out
     (6144, 1024): (
-        (1, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
-        (4, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
-        (8, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
         (16, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
     ),  # Qwen3-0.6B gate_up
     (1024, 3072): (
         (1, Tiling(by_sums=True, outputs=2, inner=1024, split=1, num_warps=4, num_stages=1)),
-        (4, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
-        (8, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
         (16, Tiling(by_sums=False, outputs=64, inner=128, split=8, num_warps=4, num_stages=4)),
     ),  # Qwen3-0.6B down
     (6144, 4096): (
-        (1, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
         (4, Tiling(by_sums=False, outputs=64, inner=256, split=1, num_warps=4, num_stages=3)),
     ),  # Llama-8B qkv
     (4096, 4096): (
         (1, Tiling(by_sums=True, outputs=8, inner=512, split=1, num_warps=4, num_stages=3)),
-        (4, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
-        (8, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
         (16, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
     ),  # Llama-8B out
     (4096, 14336): (
@@ -72,7 +62,6 @@ FASTER: dict[tuple[int, int], tuple[tuple[int, Tiling | None], ...]] = {
         (4, Tiling(by_sums=False, outputs=64, inner=128, split=4, num_warps=4, num_stages=4)),
     ),  # Llama-8B down
     (128256, 4096): (
-        (1, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
         (4, Tiling(by_sums=False, outputs=64, inner=128, split=1, num_warps=4, num_stages=4)),
     ),  # Llama-8B head
     (28672, 4096): (
