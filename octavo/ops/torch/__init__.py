@@ -6,7 +6,7 @@ from octavo.ops.torch.activation import gelu_and_mul, gelu_tanh_and_mul, silu_an
 from octavo.ops.torch.attention import paged_attention
 from octavo.ops.torch.batch import append_sampled, build_batch
 from octavo.ops.torch.cache import write_kv
-from octavo.ops.torch.linear import linear
+from octavo.ops.torch.linear import linear, linear_packed, rows_packed
 from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.torch.rope import rope_and_write
 from octavo.ops.torch.sampling import (
@@ -37,11 +37,13 @@ OPS = {
         gelu_and_mul,
         gelu_tanh_and_mul,
         linear,
+        linear_packed,
         mask_truncated,
         paged_attention,
         rms_norm,
         rope_and_write,
         row_uniform,
+        rows_packed,
         sample,
         selective_scan,
         silu_and_mul,

@@ -1,0 +1,129 @@
+// What Python sees: addresses and sizes as integers. Whoever calls keeps the memory alive, and checks shapes and types;
+// what is checked here is what would write past an end.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "isa.h"
+#include "linear.h"
+#include "packing.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+
+namespace octavo {
+namespace {
+
+Format format_of(int number) {
+    if (number < 0 || number >= num_formats) throw std::invalid_argument("no such format: " + std::to_string(number));
+    return static_cast<Format>(number);
+}
+
+Number number_of(int number) {
+    if (number < 0 || number > 2) throw std::invalid_argument("no such number type: " + std::to_string(number));
+    return static_cast<Number>(number);
+}
+
+void check_shape(Format format, int64_t rows, int64_t inputs) {
+    const int64_t multiple = has_head(format) ? 256 : is_quantized(format) ? 32 : 1;
+    if (rows < 1 || inputs < 1 || inputs % multiple)
+        throw std::invalid_argument("a weight [" + std::to_string(rows) + ", " + std::to_string(inputs) +
+                                    "] has no rows, or rows that are no multiple of " + std::to_string(multiple));
+}
+
+int64_t checked_bytes(int format, int64_t rows, int64_t inputs) {
+    check_shape(format_of(format), rows, inputs);
+    return packed_bytes(format_of(format), rows, inputs);
+}
+
+template <class T>
+T* pointer(uint64_t address) { return reinterpret_cast<T*>(static_cast<uintptr_t>(address)); }
+
+void pack_from_blocks(int format, uint64_t source, int64_t source_bytes, int64_t rows, int64_t inputs, uint64_t target,
+                      int64_t target_bytes) {
+    const Format f = format_of(format);
+    if (!is_quantized(f)) throw std::invalid_argument("numbers are no blocks");
+    if (target_bytes != checked_bytes(format, rows, inputs) || source_bytes != rows * ggml_row_bytes(f, inputs))
+        throw std::invalid_argument("sizes do not fit the weight");
+    nb::gil_scoped_release release;
+    pack_blocks(f, pointer<const uint8_t>(source), rows, inputs, pointer<uint8_t>(target));
+}
+
+void pack_from_numbers(int format, uint64_t source, int type, int64_t stride, int64_t rows, int64_t inputs,
+                       uint64_t target, int64_t target_bytes) {
+    const Format f = format_of(format);
+    if (is_quantized(f)) throw std::invalid_argument("numbers are not quantised here");
+    if (target_bytes != checked_bytes(format, rows, inputs)) throw std::invalid_argument("sizes do not fit the weight");
+    const Number number = number_of(type);
+    nb::gil_scoped_release release;
+    pack_numbers(f, pointer<const void>(source), number, stride, rows, inputs, pointer<uint8_t>(target));
+}
+
+using PartTuple = std::tuple<int, int64_t, uint64_t, int64_t>; // format, rows, address, bytes
+
+void make_linear(Linear* self, int64_t inputs, const std::vector<PartTuple>& parts) {
+    std::vector<Linear::Part> made;
+    for (const auto& [format, rows, address, bytes] : parts) {
+        if (bytes != checked_bytes(format, rows, inputs)) throw std::invalid_argument("sizes do not fit the weight");
+        made.push_back({format_of(format), rows, pointer<const uint8_t>(address)});
+    }
+    if (made.empty()) throw std::invalid_argument("a weight without parts");
+    new (self) Linear(inputs, std::move(made));
+}
+
+// Below this many multiplications a call keeps the interpreter's lock: getting it back can take longer than the call.
+constexpr int64_t short_work = 64 << 20;
+
+void apply(const Linear& self, uint64_t x, int type, int64_t x_stride, int64_t rows, uint64_t out, int out_type,
+           int64_t out_stride, uint64_t bias, int bias_type) {
+    const Output output{pointer<void>(out), number_of(out_type), out_stride, pointer<const void>(bias),
+                        number_of(bias_type)};
+    const Number number = number_of(type);
+    if (rows * self.inputs() * self.outputs() <= short_work) {
+        self.apply(pointer<const void>(x), number, x_stride, rows, output);
+        return;
+    }
+    nb::gil_scoped_release release;
+    self.apply(pointer<const void>(x), number, x_stride, rows, output);
+}
+
+void rows_of(const Linear& self, uint64_t ids, int64_t n, uint64_t out, int type) {
+    self.rows(pointer<const int64_t>(ids), n, pointer<void>(out), number_of(type));
+}
+
+} // namespace
+} // namespace octavo
+
+NB_MODULE(_cpu, m) {
+    using namespace octavo;
+    m.doc() = "octavo's CPU kernels; octavo/ops/cpu calls them.";
+
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (Isa isa : present()) names.push_back(name_of(isa));
+        return names;
+    });
+    m.def("isa", [] { return std::string(name_of(active())); });
+    m.def("set_isa", &force, nb::arg("name"));
+
+    m.def("start_threads", &start_threads, nb::arg("cpus"), nb::arg("kind") = "own",
+          nb::call_guard<nb::gil_scoped_release>());
+    m.def("num_threads", &num_threads);
+    m.def("threads_kind", &threads_kind);
+
+    m.def("packed_bytes", &checked_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("inputs"));
+    m.def("pack_blocks", &pack_from_blocks);
+    m.def("pack_numbers", &pack_from_numbers);
+
+    nb::class_<Linear>(m, "Linear")
+        .def("__init__", &make_linear, nb::arg("inputs"), nb::arg("parts"))
+        .def("apply", &apply)
+        .def("rows", &rows_of);
+}

@@ -1,0 +1,174 @@
+#include "linear.h"
+
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+
+#include "isa.h"
+#include "threads.h"
+
+namespace octavo {
+namespace {
+
+const LinearKernels& kernels() {
+    switch (active()) {
+#if defined(OCTAVO_AMX)
+    case Isa::amx: return amx_linear;
+#endif
+#if defined(OCTAVO_AVX512)
+    case Isa::avx512: return avx512_linear;
+#endif
+#if defined(OCTAVO_AVX2)
+    case Isa::avx2: return avx2_linear;
+#endif
+    default: return generic_linear;
+    }
+}
+
+struct Memory {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Memory() { std::free(data); }
+};
+
+// Bytes of x that a thread goes over again and again, so they should stay in its second-level cache.
+constexpr int64_t rows_bytes = 1 << 20;
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Hands out one allocation in pieces that begin at multiples of 64 bytes.
+class Pieces {
+  public:
+    template <class T>
+    size_t reserve(int64_t count) {
+        const size_t at = size_;
+        size_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+        return at;
+    }
+    void allocate() { data_ = static_cast<char*>(scratch(0, size_)); }
+    template <class T>
+    T* at(size_t place) const { return reinterpret_cast<T*>(data_ + place); }
+
+  private:
+    size_t size_ = 0;
+    char* data_ = nullptr;
+};
+
+} // namespace
+
+void* scratch(int slot, size_t bytes) {
+    static thread_local Memory memory[2];
+    Memory& m = memory[slot];
+    if (m.bytes < bytes) {
+        std::free(m.data);
+        m.bytes = (bytes + bytes / 4 + 4095) / 4096 * 4096;
+        m.data = std::aligned_alloc(64, m.bytes);
+        if (m.data == nullptr) {
+            m.bytes = 0;
+            throw std::bad_alloc();
+        }
+    }
+    return m.data;
+}
+
+Linear::Linear(int64_t inputs, std::vector<Part> parts) : inputs_(inputs), parts_(std::move(parts)) {
+    for (const Part& part : parts_) {
+        outputs_ += part.rows;
+        num_panels_ += padded(part.rows, panel_rows) / panel_rows;
+        (is_quantized(part.format) ? any_quantized_ : any_numbers_) = true;
+    }
+}
+
+void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out) const {
+    if (rows <= 0) return;
+    const LinearKernels& kernel = kernels();
+    const bool few_numbers = rows <= kernel.most_few_floats, few_quantized = rows <= kernel.most_few_quantized;
+    const bool any_many = (any_numbers_ && !few_numbers) || (any_quantized_ && !few_quantized);
+    const bool needs_tiles = any_many && kernel.tile != nullptr;
+    const bool needs_q = any_quantized_ && few_quantized;
+    const bool needs_floats = (any_numbers_ && few_numbers) || (any_many && kernel.tile == nullptr) || needs_q;
+
+    Activations a{};
+    a.rows = rows, a.inputs = inputs_, a.stride = padded(inputs_, 32);
+    const int64_t blocks = inputs_ / 32, num_tiles = (rows + 15) / 16;
+    Pieces pieces;
+    const size_t floats = pieces.reserve<float>(needs_floats ? rows * a.stride : 0);
+    const size_t q = pieces.reserve<int8_t>(needs_q ? rows * inputs_ : 0);
+    const size_t scales = pieces.reserve<float>(needs_q ? rows * blocks : 0);
+    const size_t sums = pieces.reserve<int32_t>(needs_q ? rows * blocks * 2 : 0);
+    const size_t tiles = pieces.reserve<uint16_t>(needs_tiles ? num_tiles * 16 * a.stride : 0);
+    pieces.allocate();
+    if (needs_floats) {
+        a.floats = pieces.at<float>(floats);
+        if (needs_q) a.q = pieces.at<int8_t>(q), a.scales = pieces.at<float>(scales), a.sums = pieces.at<int32_t>(sums);
+        parallel_for(rows, most(1, 16384 / most(inputs_, 1)), [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                float* to = pieces.at<float>(floats) + row * a.stride;
+                kernel.widen(static_cast<const char*>(x) + row * x_stride * size_of(type), type, inputs_, to);
+                for (int64_t k = inputs_; k < a.stride; ++k) to[k] = 0;
+                if (needs_q)
+                    kernel.quantize(to, inputs_, pieces.at<int8_t>(q) + row * inputs_,
+                                    pieces.at<float>(scales) + row * blocks,
+                                    pieces.at<int32_t>(sums) + row * blocks * 2);
+            }
+        });
+    }
+    if (needs_tiles) {
+        a.tiles = pieces.at<uint16_t>(tiles);
+        parallel_for(num_tiles, most(1, 65536 / (16 * a.stride)), [&](int64_t begin, int64_t end) {
+            kernel.tile(x, type, x_stride, rows, inputs_, pieces.at<uint16_t>(tiles), begin, end);
+        });
+    }
+
+    // Panels of all parts in a row, in pairs where rows are many; rows in pieces that stay in a cache.
+    const int64_t row_bytes = a.stride * (needs_tiles ? 2 : 4);
+    const int64_t chunk = any_many ? most(32, rows_bytes / row_bytes / 32 * 32) : rows;
+    for (int64_t first = 0; first < rows; first += chunk) {
+        Activations here = a;
+        here.rows = least(chunk, rows - first);
+        if (here.floats) here.floats += first * a.stride;
+        if (here.tiles) here.tiles += first * a.stride;
+        if (here.q) here.q += first * inputs_, here.scales += first * blocks, here.sums += first * blocks * 2;
+        Output to = out;
+        to.data = static_cast<char*>(out.data) + first * out.stride * size_of(out.type);
+        // about four pieces a thread, so that one which is held up leaves its share to the others
+        const int64_t grain = most(2, num_panels_ / (4 * num_threads()) / 2 * 2);
+        parallel_for(num_panels_, grain, [&](int64_t begin, int64_t end) {
+            int64_t panel = 0, column = 0;
+            for (const Part& part : parts_) {
+                const int64_t count = padded(part.rows, panel_rows) / panel_rows;
+                const int64_t from = most(begin - panel, 0), until = least(end - panel, count);
+                if (from < until) {
+                    Panels panels{part.format, part.data + from * panel_bytes(part.format, inputs_), until - from,
+                                  column + from * panel_rows, part.rows - from * panel_rows};
+                    const bool is_few = is_quantized(part.format) ? few_quantized : few_numbers;
+                    (is_few ? kernel.few : kernel.many)(panels, here, to);
+                }
+                panel += count, column += part.rows;
+            }
+        });
+    }
+}
+
+void Linear::rows(const int64_t* ids, int64_t n, void* out, Number type) const {
+    for (int64_t i = 0; i < n; ++i)
+        if (ids[i] < 0 || ids[i] >= outputs_) throw std::out_of_range("row of a weight that has fewer");
+    parallel_for(n, most(1, 4096 / most(inputs_, 1)), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            int64_t row = ids[i];
+            for (const Part& part : parts_) {
+                if (row >= part.rows) {
+                    row -= part.rows;
+                    continue;
+                }
+                const uint8_t* panel = part.data + row / panel_rows * panel_bytes(part.format, inputs_);
+                unpack_row(part.format, panel, static_cast<int>(row % panel_rows), inputs_,
+                           static_cast<char*>(out) + i * inputs_ * size_of(type), type);
+                break;
+            }
+        }
+    });
+}
+
+} // namespace octavo

@@ -1,0 +1,86 @@
+// Products with packed weights: what the driver (linear.cpp) and the kernels of each instruction set share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "numbers.h"
+#include "packing.h"
+
+namespace octavo {
+
+// A run of panels of one format, and where their outputs go.
+struct Panels {
+    Format format;
+    const uint8_t* data;
+    int64_t count;   // of panels
+    int64_t column;  // of the first output
+    int64_t columns; // outputs that are really there; the last panel may have fewer than 16
+};
+
+// Rows of x in the forms that kernels ask for; those nobody asked for are null.
+struct Activations {
+    int64_t rows, inputs;
+    const float* floats; // [rows][stride], zeros beyond inputs
+    int64_t stride;      // inputs, padded to 32
+    const int8_t* q;     // [rows][inputs]: x = scale * q in each block of 32
+    const float* scales; // [rows][inputs / 32]
+    const int32_t* sums; // [rows][inputs / 32][2]: sums of q over 16
+    const uint16_t* tiles; // bf16 [rows / 16][stride / 32][16][32], zeros beyond rows and inputs
+};
+
+struct Output {
+    void* data;
+    Number type;
+    int64_t stride;   // between rows
+    const void* bias; // may be null; one for each column
+    Number bias_type;
+};
+
+// One instruction set's kernels.
+struct LinearKernels {
+    void (*widen)(const void* x, Number type, int64_t n, float* out);
+    void (*quantize)(const float* x, int64_t inputs, int8_t* q, float* scales, int32_t* sums);
+    // Weights pass once, whatever the rows: from floats for numbers, from q for quantised blocks.
+    void (*few)(const Panels&, const Activations&, const Output&);
+    // Weights are expanded, a panel at a time: to float32 for `floats`, or to bf16 tiles for `tiles`.
+    void (*many)(const Panels&, const Activations&, const Output&);
+    // Rows [16 * begin, 16 * end) into tiles. Null where `many` takes floats.
+    void (*tile)(const void* x, Number type, int64_t stride, int64_t rows, int64_t inputs, uint16_t* tiles,
+                 int64_t begin, int64_t end);
+    int64_t most_few_floats, most_few_quantized; // rows up to which `few` is quicker
+};
+
+extern const LinearKernels generic_linear, avx2_linear, avx512_linear, amx_linear;
+
+// Memory of this thread that stays until it asks for more, aligned to 64 bytes. Two at once: `slot` 0 is the driver's,
+// 1 the kernels'.
+void* scratch(int slot, size_t bytes);
+
+// The weight of a linear layer: parts of one or several formats that share their input. Does not own the bytes.
+class Linear {
+  public:
+    struct Part {
+        Format format;
+        int64_t rows;
+        const uint8_t* data;
+    };
+
+    Linear(int64_t inputs, std::vector<Part> parts);
+
+    int64_t inputs() const { return inputs_; }
+    int64_t outputs() const { return outputs_; }
+
+    // out[rows, outputs] = x[rows, inputs] W^T + bias; rows of x are x_stride apart.
+    void apply(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out) const;
+    // out[n, inputs] = W[ids]; throws std::out_of_range.
+    void rows(const int64_t* ids, int64_t n, void* out, Number type) const;
+
+  private:
+    int64_t inputs_, outputs_ = 0, num_panels_ = 0;
+    bool any_quantized_ = false, any_numbers_ = false;
+    std::vector<Part> parts_;
+};
+
+} // namespace octavo

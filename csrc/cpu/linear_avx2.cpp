@@ -1,0 +1,10 @@
+// Linear layers with AVX2 and FMA.
+#include "vec_avx2.h"
+
+#include "linear_impl.h"
+
+namespace octavo {
+
+const LinearKernels avx2_linear{widen, quantize, few, many, nullptr, 4, 16};
+
+} // namespace octavo

@@ -1,0 +1,10 @@
+// Linear layers with AVX-512 and VNNI.
+#include "vec_avx512.h"
+
+#include "linear_impl.h"
+
+namespace octavo {
+
+const LinearKernels avx512_linear{widen, quantize, few, many, nullptr, 8, 32};
+
+} // namespace octavo

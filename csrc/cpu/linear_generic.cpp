@@ -1,0 +1,10 @@
+// Linear layers on any machine.
+#include "vec_generic.h"
+
+#include "linear_impl.h"
+
+namespace octavo {
+
+const LinearKernels generic_linear{widen, quantize, few, many, nullptr, 1, 1};
+
+} // namespace octavo

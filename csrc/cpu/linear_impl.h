@@ -1,0 +1,320 @@
+// The kernels of linear layers, written once over the 16 lanes of vec_*.h, which comes before this.
+#pragma once
+
+#include "linear.h"
+
+namespace octavo {
+namespace {
+
+inline Vec load_as(const void* p, Number type, int64_t i) {
+    switch (type) {
+    case Number::f32: return load(static_cast<const float*>(p) + i);
+    case Number::f16: return load_f16(static_cast<const uint16_t*>(p) + i);
+    default: return load_bf16(static_cast<const uint16_t*>(p) + i);
+    }
+}
+
+inline void store_as(void* p, Number type, int64_t i, Vec x) {
+    switch (type) {
+    case Number::f32: store(static_cast<float*>(p) + i, x); break;
+    case Number::f16: store_f16(static_cast<uint16_t*>(p) + i, x); break;
+    default: store_bf16(static_cast<uint16_t*>(p) + i, x);
+    }
+}
+
+inline void store_some(void* p, Number type, int64_t i, Vec x, int64_t count) {
+    float values[16];
+    store(values, x);
+    for (int64_t j = 0; j < count; ++j) store_number(p, type, i + j, values[j]);
+}
+
+// 16 outputs of one row, or the `count` that are there.
+inline void put(const Output& out, int64_t row, int64_t column, int64_t count, Vec x) {
+    const int64_t at = row * out.stride + column;
+    if (count >= 16) {
+        if (out.bias != nullptr) x = add(x, load_as(out.bias, out.bias_type, column));
+        store_as(out.data, out.type, at, x);
+        return;
+    }
+    if (out.bias != nullptr) {
+        float bias[16] = {};
+        for (int64_t j = 0; j < count; ++j) bias[j] = load_number(out.bias, out.bias_type, column + j);
+        x = add(x, load(bias));
+    }
+    store_some(out.data, out.type, at, x, count);
+}
+
+void widen(const void* x, Number type, int64_t n, float* out) {
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) store(out + i, load_as(x, type, i));
+    for (; i < n; ++i) out[i] = load_number(x, type, i);
+}
+
+void quantize(const float* x, int64_t inputs, int8_t* q, float* scales, int32_t* sums) {
+    for (int64_t b = 0; b < inputs / 32; ++b) scales[b] = quantize_block(x + 32 * b, q + 32 * b, sums + 2 * b);
+}
+
+// ---- blocks of a quantised panel -------------------------------------------------------------------------------------
+
+// Step J of a block: [16][4] of q.
+template <Format F, int J>
+inline Bytes step(const uint8_t* quants) {
+    if constexpr (bits_of(F) == 8) {
+        return load_bytes(quants + 64 * J);
+    } else {
+        const Bytes both = load_bytes(quants + 64 * (J % 4));
+        const Bytes low = mask(J < 4 ? both : shift_right<4>(both), 15);
+        if constexpr (bits_of(F) == 4) return low;
+        else if constexpr (bits_of(F) == 5)
+            return either(low, mask(shift_right<J - 4>(load_bytes(quants + 256)), 16));
+        else return either(low, mask(shift_right<2 * (J % 4) - 4>(load_bytes(quants + 256 + 64 * (J / 4))), 48));
+    }
+}
+
+// value = scale * (q - offset) + minimum, for each output. The first 16 inputs and the others may differ in scale.
+struct Scales { Vec first, second, minimum; };
+struct Head { Vec d, dmin; };
+
+template <Format F>
+inline Head read_head(const uint8_t* p) {
+    if constexpr (head_bytes(F) == 64) return {load_f16(p), load_f16(p + 32)};
+    else return {load_f16(p), set(0)};
+}
+
+template <Format F>
+inline Scales read_scales(const uint8_t* p, const Head& head) {
+    if constexpr (F == Format::q6_k) {
+        return {mul(head.d, to_float(load_i8(p))), mul(head.d, to_float(load_i8(p + 16))), set(0)};
+    } else if constexpr (has_head(F)) {
+        const Vec s = mul(head.d, to_float(load_u8(p)));
+        return {s, s, negative(mul(head.dmin, to_float(load_u8(p + 16))))};
+    } else {
+        const Vec s = load_f16(p);
+        return {s, s, has_minimum(F) ? load_f16(p + 32) : set(0)};
+    }
+}
+
+// Calls f(block, b) for the blocks of a panel, with heads read on the way.
+template <Format F, class Each>
+inline void each_block(const uint8_t* panel, int64_t inputs, Each&& each) {
+    Head head{};
+    for (int64_t b = 0; b < inputs / 32; ++b) {
+        if constexpr (has_head(F)) {
+            if (b % 8 == 0) head = read_head<F>(panel), panel += head_bytes(F);
+        }
+        each(panel + scale_bytes(F), read_scales<F>(panel, head), b);
+        panel += block_bytes(F);
+    }
+}
+
+template <Format F>
+inline Int dot_step(Int acc, Bytes u, const int8_t* x) {
+    return bits_of(F) == 8 ? dot_wide(acc, u, x) : dot(acc, u, x);
+}
+
+// ---- few rows --------------------------------------------------------------------------------------------------------
+
+template <Format F, int R>
+inline void few_quantized(const uint8_t* panel, const Activations& x, int64_t row, Vec* total) {
+    constexpr int offset = bits_of(F) == 8 ? wide_offset : offset_of(F);
+    const int64_t num_blocks = x.inputs / 32;
+    each_block<F>(panel, x.inputs, [&](const uint8_t* quants, const Scales& scales, int64_t b) {
+        const Bytes steps[8] = {step<F, 0>(quants), step<F, 1>(quants), step<F, 2>(quants), step<F, 3>(quants),
+                                step<F, 4>(quants), step<F, 5>(quants), step<F, 6>(quants), step<F, 7>(quants)};
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const int8_t* q = x.q + (row + r) * x.inputs + 32 * b;
+            const int64_t at = (row + r) * num_blocks + b;
+            const int32_t *sums = x.sums + 2 * at, sum = sums[0] + sums[1];
+            const Vec scale = set(x.scales[at]);
+            // two sums, so that one instruction need not wait for the one before
+            Int first = set_int(-offset * (F == Format::q6_k ? sums[0] : sum));
+            Int second = set_int(F == Format::q6_k ? -offset * sums[1] : 0);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                first = dot_step<F>(first, steps[j], q + 4 * j);
+                second = dot_step<F>(second, steps[j + 4], q + 16 + 4 * j);
+            }
+            if constexpr (F == Format::q6_k) {
+                total[r] = fma(mul(scales.first, scale), to_float(first), total[r]);
+                total[r] = fma(mul(scales.second, scale), to_float(second), total[r]);
+            } else {
+                total[r] = fma(mul(scales.first, scale), add(to_float(first), to_float(second)), total[r]);
+            }
+            if constexpr (has_minimum(F))
+                total[r] = fma(scales.minimum, mul(scale, set(static_cast<float>(sum))), total[r]);
+        }
+    });
+}
+
+template <Format F, int R>
+inline void few_numbers(const uint8_t* panel, const Activations& x, int64_t row, Vec* total) {
+    const float* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = x.floats + (row + r) * x.stride;
+    constexpr int chains = R == 1 ? 4 : 2; // sums of a row at once, for the same reason
+    Vec sums[R][chains];
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < chains; ++c) sums[r][c] = set(0);
+    const int64_t steps = F == Format::bf16 ? x.stride / chains : x.inputs / chains;
+    int64_t k = 0;
+    for (int64_t i = 0; i < steps; ++i, k += chains) {
+#pragma GCC unroll 4
+        for (int c = 0; c < chains; ++c) {
+            Vec w;
+            if constexpr (F == Format::f32) w = load(reinterpret_cast<const float*>(panel) + (k + c) * 16);
+            else if constexpr (F == Format::f16) w = load_f16(panel + (k + c) * 32);
+            else w = c % 2 ? second_bf16(load_bytes(panel + (k + c) / 2 * 64)) : first_bf16(load_bytes(panel + (k + c) / 2 * 64));
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) sums[r][c] = fma(w, set(rows[r][k + c]), sums[r][c]);
+        }
+    }
+    if constexpr (F != Format::bf16) {
+        for (; k < x.inputs; ++k) {
+            const Vec w = F == Format::f32 ? load(reinterpret_cast<const float*>(panel) + k * 16) : load_f16(panel + k * 32);
+            for (int r = 0; r < R; ++r) sums[r][0] = fma(w, set(rows[r][k]), sums[r][0]);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        total[r] = add(sums[r][0], sums[r][1]);
+        if constexpr (chains == 4) total[r] = add(total[r], add(sums[r][2], sums[r][3]));
+    }
+}
+
+template <Format F, int R>
+inline void few_rows(const Panels& panels, const uint8_t* panel, int64_t p, const Activations& x, const Output& out,
+                     int64_t row) {
+    Vec total[R];
+    for (int r = 0; r < R; ++r) total[r] = set(0);
+    if constexpr (is_quantized(F)) few_quantized<F, R>(panel, x, row, total);
+    else few_numbers<F, R>(panel, x, row, total);
+    for (int r = 0; r < R; ++r) put(out, row + r, panels.column + 16 * p, panels.columns - 16 * p, total[r]);
+}
+
+template <Format F>
+void few_of(const Panels& panels, const Activations& x, const Output& out) {
+    const int64_t bytes = panel_bytes(F, x.inputs);
+    for (int64_t p = 0; p < panels.count; ++p) {
+        const uint8_t* panel = panels.data + p * bytes;
+        int64_t row = 0;
+        if constexpr (most_rows >= 8)
+            for (; row + 8 <= x.rows; row += 8) few_rows<F, 8>(panels, panel, p, x, out, row);
+        if constexpr (most_rows >= 4)
+            for (; row + 4 <= x.rows; row += 4) few_rows<F, 4>(panels, panel, p, x, out, row);
+        if constexpr (most_rows >= 2)
+            for (; row + 2 <= x.rows; row += 2) few_rows<F, 2>(panels, panel, p, x, out, row);
+        for (; row < x.rows; ++row) few_rows<F, 1>(panels, panel, p, x, out, row);
+    }
+}
+
+// ---- many rows -------------------------------------------------------------------------------------------------------
+
+template <Format F, int J>
+inline void expand_step(const uint8_t* quants, const Scales& s, Vec* values) {
+    const Bytes q = step<F, J>(quants);
+    const Vec scale = J < 4 ? s.first : s.second;
+    Vec base = s.minimum;
+    if constexpr (offset_of(F) != 0) base = mul(scale, set(-offset_of(F)));
+    values[0] = fma(scale, to_float(byte_of<0>(q)), base);
+    values[1] = fma(scale, to_float(byte_of<1>(q)), base);
+    values[2] = fma(scale, to_float(byte_of<2>(q)), base);
+    values[3] = fma(scale, to_float(byte_of<3>(q)), base);
+}
+
+// Calls f(k, values of k to k+3) for the inputs of a quantised panel in order.
+template <Format F, class Each>
+inline void each_four(const uint8_t* panel, int64_t inputs, Each&& each) {
+    each_block<F>(panel, inputs, [&](const uint8_t* quants, const Scales& s, int64_t b) {
+        Vec values[4];
+        expand_step<F, 0>(quants, s, values), each(32 * b, values);
+        expand_step<F, 1>(quants, s, values), each(32 * b + 4, values);
+        expand_step<F, 2>(quants, s, values), each(32 * b + 8, values);
+        expand_step<F, 3>(quants, s, values), each(32 * b + 12, values);
+        expand_step<F, 4>(quants, s, values), each(32 * b + 16, values);
+        expand_step<F, 5>(quants, s, values), each(32 * b + 20, values);
+        expand_step<F, 6>(quants, s, values), each(32 * b + 24, values);
+        expand_step<F, 7>(quants, s, values), each(32 * b + 28, values);
+    });
+}
+
+// A panel as float32 [inputs][16].
+template <Format F>
+inline void expand(const uint8_t* panel, int64_t inputs, float* out) {
+    if constexpr (is_quantized(F)) {
+        each_four<F>(panel, inputs, [&](int64_t k, const Vec* values) {
+            for (int i = 0; i < 4; ++i) store(out + (k + i) * 16, values[i]);
+        });
+    } else {
+        for (int64_t k = 0; k < inputs; ++k) {
+            if constexpr (F == Format::f32) store(out + k * 16, load(reinterpret_cast<const float*>(panel) + k * 16));
+            else if constexpr (F == Format::f16) store(out + k * 16, load_f16(panel + k * 32));
+            else {
+                const Bytes pair = load_bytes(panel + k / 2 * 64);
+                store(out + k * 16, k % 2 ? second_bf16(pair) : first_bf16(pair));
+            }
+        }
+    }
+}
+
+template <int R>
+inline void many_rows(const float* w, const Activations& x, int64_t row, Vec* total) {
+    for (int r = 0; r < R; ++r) total[r] = set(0);
+    const float* from = x.floats + row * x.stride;
+    for (int64_t k = 0; k < x.inputs; ++k) {
+        const Vec v = load(w + 16 * k);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) total[r] = fma(v, set(from[r * x.stride + k]), total[r]);
+    }
+}
+
+template <Format F>
+void many_of(const Panels& panels, const Activations& x, const Output& out) {
+    constexpr int R = most_rows >= 8 ? 12 : most_rows;
+    float* w = static_cast<float*>(scratch(1, static_cast<size_t>(x.inputs) * 64));
+    const int64_t bytes = panel_bytes(F, x.inputs);
+    for (int64_t p = 0; p < panels.count; ++p) {
+        expand<F>(panels.data + p * bytes, x.inputs, w);
+        Vec total[R];
+        int64_t row = 0;
+        for (; row + R <= x.rows; row += R) {
+            many_rows<R>(w, x, row, total);
+            for (int r = 0; r < R; ++r)
+                put(out, row + r, panels.column + 16 * p, panels.columns - 16 * p, total[r]);
+        }
+        for (; row < x.rows; ++row) {
+            many_rows<1>(w, x, row, total);
+            put(out, row, panels.column + 16 * p, panels.columns - 16 * p, total[0]);
+        }
+    }
+}
+
+// ---- by format -------------------------------------------------------------------------------------------------------
+
+template <template <Format> class Kernel>
+void by_format(const Panels& panels, const Activations& x, const Output& out) {
+    switch (panels.format) {
+    case Format::f32: return Kernel<Format::f32>::run(panels, x, out);
+    case Format::f16: return Kernel<Format::f16>::run(panels, x, out);
+    case Format::bf16: return Kernel<Format::bf16>::run(panels, x, out);
+    case Format::q4_0: return Kernel<Format::q4_0>::run(panels, x, out);
+    case Format::q4_1: return Kernel<Format::q4_1>::run(panels, x, out);
+    case Format::q5_0: return Kernel<Format::q5_0>::run(panels, x, out);
+    case Format::q5_1: return Kernel<Format::q5_1>::run(panels, x, out);
+    case Format::q8_0: return Kernel<Format::q8_0>::run(panels, x, out);
+    case Format::q4_k: return Kernel<Format::q4_k>::run(panels, x, out);
+    case Format::q5_k: return Kernel<Format::q5_k>::run(panels, x, out);
+    case Format::q6_k: return Kernel<Format::q6_k>::run(panels, x, out);
+    }
+}
+
+template <Format F> struct Few {
+    static void run(const Panels& p, const Activations& x, const Output& out) { few_of<F>(p, x, out); }
+};
+template <Format F> struct Many {
+    static void run(const Panels& p, const Activations& x, const Output& out) { many_of<F>(p, x, out); }
+};
+
+void few(const Panels& p, const Activations& x, const Output& out) { by_format<Few>(p, x, out); }
+[[maybe_unused]] void many(const Panels& p, const Activations& x, const Output& out) { by_format<Many>(p, x, out); }
+
+} // namespace
+} // namespace octavo

@@ -1,0 +1,86 @@
+"""Products with packed weights, and packing, by the compiled kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from octavo import _cpu
+from octavo.ops.packed import FORMATS, PackedWeight
+
+NUMBER = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+def linear_packed(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    num_rows, in_features = x.shape
+    handle = weight.handle or _handle(weight)
+    out = torch.empty(num_rows, weight.out_features, dtype=x.dtype)
+    assert in_features == weight.in_features, (x.shape, weight.in_features)
+    assert x.stride(1) == 1 or num_rows == 0 or in_features == 1, x.stride()
+    kind = NUMBER[x.dtype]
+    if bias is None:
+        handle.apply(x.data_ptr(), kind, x.stride(0), num_rows, out.data_ptr(), kind, out.stride(0), 0, 0)
+    else:
+        handle.apply(
+            x.data_ptr(),
+            kind,
+            x.stride(0),
+            num_rows,
+            out.data_ptr(),
+            kind,
+            out.stride(0),
+            bias.data_ptr(),
+            NUMBER[bias.dtype],
+        )
+    return out
+
+
+def rows_packed(ids: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
+    assert ids.dtype == torch.int64 and ids.is_contiguous(), (ids.dtype, ids.stride())
+    out = torch.empty(ids.shape[0], weight.in_features, dtype=dtype)
+    (weight.handle or _handle(weight)).rows(ids.data_ptr(), ids.shape[0], out.data_ptr(), NUMBER[dtype])
+    return out
+
+
+def pack_numbers(values: torch.Tensor, weight: PackedWeight, part: int) -> None:
+    """Fills a part with values [out_features, in_features], rounded to its format."""
+    if values.dtype not in NUMBER:
+        values = values.float()
+    if values.stride(1) != 1:
+        values = values.contiguous()
+    target, rows = weight.part_data(part), weight.parts[part].out_features
+    assert values.shape == (rows, weight.in_features), values.shape
+    _cpu.pack_numbers(
+        FORMATS.index(weight.parts[part].format),
+        values.data_ptr(),
+        NUMBER[values.dtype],
+        values.stride(0),
+        rows,
+        weight.in_features,
+        target.data_ptr(),
+        target.nbytes,
+    )
+
+
+def pack_blocks(blocks: np.ndarray, weight: PackedWeight, part: int) -> None:
+    """Fills a part with GGUF blocks of its format, uint8 [out_features, bytes of a row]."""
+    blocks = np.ascontiguousarray(blocks)
+    target = weight.part_data(part)
+    _cpu.pack_blocks(
+        FORMATS.index(weight.parts[part].format),
+        blocks.ctypes.data,
+        blocks.nbytes,
+        weight.parts[part].out_features,
+        weight.in_features,
+        target.data_ptr(),
+        target.nbytes,
+    )
+
+
+def _handle(weight: PackedWeight) -> _cpu.Linear:
+    parts = []
+    for index, part in enumerate(weight.parts):
+        data = weight.part_data(index)
+        parts.append((FORMATS.index(part.format), part.out_features, data.data_ptr(), data.nbytes))
+    weight.handle = _cpu.Linear(weight.in_features, parts)
+    return weight.handle
