@@ -45,6 +45,7 @@ struct Job {
 };
 
 void pin(std::thread& thread, int cpu) {
+    if (cpu < 0) return;
 #if defined(__linux__)
     cpu_set_t set;
     CPU_ZERO(&set);

@@ -11,7 +11,8 @@
 
 namespace octavo {
 
-// One thread for each of these logical CPUs, the caller among them, so workers are pinned to all but the first.
+// One thread for each of these logical CPUs, the caller among them, so workers are pinned to all but the first; -1 is
+// any CPU.
 // Replaces the pool there was. Not to be called beside work.
 void start_threads(const std::vector<int>& cpus, const std::string& kind);
 int num_threads();

@@ -29,6 +29,7 @@ class ModelConfig:
     attention_backend: str | None  # None: any of the platform's order that can serve
     max_logprobs: int
     vocab_size: int
+    quantization: Literal["gguf", "none"] = "none"  # gguf: blocks stay as the file has them
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ VARIABLES: tuple[Variable, ...] = (
         "Seconds after which a step that has not ended counts as one that never will: the engine's process is killed "
         "and another one started. 0: never.",
     ),
+    Variable("OMP_NUM_THREADS", "", "Most threads that compute on a CPU, where --threads is not given."),
     Variable("OCTAVO_API_KEY", "", "Key that requests to `octavo serve` must bring, where no --api-key is given."),
 )
 
@@ -56,6 +57,12 @@ def read_seconds(name: str) -> float:
     if not 0.0 <= seconds < math.inf:
         raise ConfigurationError(f"{name} must be a number of seconds of at least 0, got {text!r}")
     return seconds
+
+
+def thread_limit() -> int | None:
+    """OMP_NUM_THREADS, None where it sets no limit. It may be a list, of which the first counts."""
+    first = read("OMP_NUM_THREADS").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def cache_directory() -> Path:

@@ -56,7 +56,13 @@ class Options:
         "auto",
         "model",
         "Type of weights and activations. auto: as stored, unless this machine would have to emulate it. "
-        "Quantised GGUF weights are expanded to it.",
+        "Quantised GGUF weights are expanded to it where it is given.",
+    )
+    quantization: Literal["auto", "gguf", "none"] = option(
+        "auto",
+        "model",
+        "How a GGUF file's quantised weights are held. gguf: as they are, and computed on so (on a CPU). none: expanded "
+        "to dtype. auto: as they are where this machine has kernels for it and dtype is auto.",
     )
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = option(
         "auto", "model", "Weight files to read. auto: what the model has. dummy: random weights from config.json alone."

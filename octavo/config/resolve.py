@@ -4,7 +4,7 @@ asks no machine and logs nothing."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from octavo.config.engine_config import (
     AdmissionConfig,
@@ -133,6 +133,7 @@ class _Choice:
             attention_backend=backend,
             max_logprobs=max_logprobs,
             vocab_size=self.facts.vocab_size,
+            quantization=self._quantization(checkpoint),
         )
 
     def cache(self, dtype: str) -> CacheConfig:
@@ -297,6 +298,30 @@ class _Choice:
             why = f"stored as {stored}, which {trouble}"
         self.because("dtype", dtype, why)
         return dtype
+
+    def _quantization(self, checkpoint: Checkpoint) -> Literal["gguf", "none"]:
+        asked, has_kernels = self.options.quantization, self.platform.has_block_kernels
+        has_blocks = checkpoint.format == "gguf" and self.options.load_format != "dummy"
+        if asked == "gguf":
+            if not has_blocks:
+                raise ConfigurationError(f"quantization gguf: {checkpoint.name} has no GGUF weights")
+            if not has_kernels:
+                raise ConfigurationError(
+                    f"quantization gguf: octavo has no kernels for GGUF blocks on this {self.platform.name}; use none, "
+                    "which expands them"
+                )
+            return "gguf"
+        if asked == "none" or not has_blocks or self.facts.dtype is not None:
+            return "none"
+        if not has_kernels:
+            why = f"expanded: octavo has no kernels for GGUF blocks on this {self.platform.name}"
+        elif self.options.dtype != "auto":
+            why = f"expanded to {self.options.dtype}, as dtype asks"
+        else:
+            self.because("quantization", "gguf", "computed on as stored")
+            return "gguf"
+        self.because("quantization", "none", why)
+        return "none"
 
     def _load_format(self, checkpoint: Checkpoint) -> str:
         asked: str = self.options.load_format

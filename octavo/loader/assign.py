@@ -26,6 +26,19 @@ class WeightSource(Protocol):
     def read(self) -> torch.Tensor: ...
 
 
+class Form(Protocol):
+    """What a parameter has as its attribute `form` whose bytes are not simply the tensor's values. Parts are those of
+    its shard; None is all of them."""
+
+    dtype: torch.dtype  # that values would have
+
+    def shape(self, part: int | None) -> tuple[int, ...]:
+        """Of the tensor that fills a part."""
+
+    def fill(self, part: int | None, source: WeightSource) -> None:
+        """Reads the tensor and takes its values in."""
+
+
 class ExpectedWeight(NamedTuple):
     """A tensor that a model wants, by its name in the checkpoint."""
 
@@ -39,8 +52,7 @@ def expected_weights(parameters: Mapping[str, torch.nn.Parameter], names: Weight
     for parameter_name, parameter in parameters.items():
         sources = names.sources(parameter_name)
         for part, name in enumerate(sources):
-            place = _place(parameter, part if len(sources) > 1 else None)
-            yield ExpectedWeight(name, tuple(place.shape), parameter.dtype)
+            yield ExpectedWeight(name, *_expected(parameter, part if len(sources) > 1 else None))
 
 
 def assign(
@@ -49,7 +61,7 @@ def assign(
     weights: Iterable[WeightSource],
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Copies each tensor to its place, cast to the parameter's dtype.
+    """Copies each tensor to its place, cast to the parameter's dtype, or hands it to the parameter's form.
 
     WeightError for a wrong shape or a second tensor for a place, at once; for missing and unexpected tensors, at the
     end. An unexpected tensor is an error because a model that leaves a trained bias or norm out answers wrongly.
@@ -68,11 +80,15 @@ def assign(
         covers = sources if target.part is None else sources[target.part : target.part + 1]
         if not missing.issuperset(covers):
             raise WeightError(f"tensor {weight.name!r} goes to a place that another of the checkpoint has filled")
-        place = _place(parameter, target.part)
-        _check_shape(weight.name, place.shape, weight.shape)
-        tensor = weight.read()
-        _check_shape(weight.name, place.shape, tensor.shape)
-        place.copy_(tensor)
+        shape, _ = _expected(parameter, target.part)
+        _check_shape(weight.name, shape, weight.shape)
+        form: Form | None = getattr(parameter, "form", None)
+        if form is not None:
+            form.fill(target.part, weight)
+        else:
+            tensor = weight.read()
+            _check_shape(weight.name, shape, tensor.shape)
+            _place(parameter, target.part).copy_(tensor)
         missing.difference_update(covers)
         if progress is not None:
             progress(weight.nbytes)
@@ -84,6 +100,13 @@ def assign(
         problems.append(f"{len(unexpected)} that the model has no place for: {_some(unexpected)}")
     if problems:
         raise WeightError(f"the checkpoint's tensors do not fit the model: {'; '.join(problems)}")
+
+
+def _expected(parameter: torch.nn.Parameter, part: int | None) -> tuple[tuple[int, ...], torch.dtype]:
+    form: Form | None = getattr(parameter, "form", None)
+    if form is not None:
+        return form.shape(part), form.dtype
+    return tuple(_place(parameter, part).shape), parameter.dtype
 
 
 def _place(parameter: torch.nn.Parameter, part: int | None) -> torch.Tensor:

@@ -9,11 +9,13 @@ import math
 import os
 import platform as host
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from octavo.config.env import thread_limit
 from octavo.platforms.platform import Platform
 
 # Flags of /proc/cpuinfo that kernels ask for: x86, then Arm.
@@ -59,6 +61,7 @@ def platform(root: Path = Path("/")) -> Platform:
     fast.append("float32")
     if {"avx512_fp16", "amx_fp16"} & set(sets):
         fast.append("float16")
+    cpus = usable_cpus(processor, root)
     return Platform(
         name="cpu",
         description=processor.name,
@@ -74,7 +77,9 @@ def platform(root: Path = Path("/")) -> Platform:
         pinned_memory=False,
         streams=False,
         shares_memory=True,
-        num_threads=num_usable_cores(processor, root),
+        num_threads=len(cpus),
+        cpus=cpus,
+        has_block_kernels=has_kernels(),
         memory_info=lambda: memory_info(root),
         worker="octavo.worker.worker:Worker",
         default_options={"max_num_batched_tokens": 2048, "max_num_seqs": 256, "gpu_memory_utilization": 0.5},
@@ -107,13 +112,32 @@ def read_processor(root: Path = Path("/")) -> Processor:
     return Processor(name, tuple(flag for flag in INSTRUCTION_SETS if flag in flags), core_of)
 
 
-def num_usable_cores(processor: Processor, root: Path = Path("/")) -> int:
-    """Physical cores that the affinity mask and the control group leave to this process, at least 1. Two threads of one
-    core share its arithmetic units, so the second adds nothing."""
-    allowed = affinity()
-    cores = {processor.core_of.get(cpu, (-1, cpu)) for cpu in allowed}
+def usable_cpus(processor: Processor, root: Path = Path("/")) -> tuple[int, ...]:
+    """A logical CPU of each physical core that the affinity mask, the control group's quota and OMP_NUM_THREADS leave to
+    this process, at least one. Two threads of one core share its arithmetic units, so the second adds nothing."""
+    first_of_core: dict[tuple[int, int], int] = {}
+    for cpu in sorted(affinity()):
+        first_of_core.setdefault(processor.core_of.get(cpu, (-1, cpu)), cpu)
+    cpus = tuple(first_of_core.values())
+    limits = [len(cpus), *(limit for limit in (thread_limit(),) if limit is not None)]
     quota = cpu_quota(root)
-    return max(1, min(len(cores), math.ceil(quota)) if quota is not None else len(cores))
+    if quota is not None:
+        limits.append(math.ceil(quota))
+    return cpus[: max(1, min(limits))]
+
+
+def num_usable_cores(processor: Processor, root: Path = Path("/")) -> int:
+    """How many those are."""
+    return len(usable_cpus(processor, root))
+
+
+def has_kernels() -> bool:
+    """Were octavo's own compiled?"""
+    try:
+        import_module("octavo._cpu")
+    except ImportError:
+        return False
+    return True
 
 
 def affinity() -> set[int]:

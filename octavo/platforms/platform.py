@@ -32,6 +32,8 @@ class Platform:
     worker: str  # "module:Class"
     default_options: Mapping[str, Any] = field(default_factory=dict)  # option name -> default here
     limits: Mapping[str, int] = field(default_factory=dict)  # what hardware bounds, by name
+    has_block_kernels: bool = False  # that compute on a GGUF file's quantised blocks
+    cpus: tuple[int, ...] = ()  # logical CPUs that threads are pinned to, one for each of num_threads
 
     def facts(self) -> PlatformFacts:
         """What `config/resolve.py` needs of it."""
@@ -43,4 +45,5 @@ class Platform:
             is_asynchronous=self.streams,
             shares_memory=self.shares_memory,
             default_options=self.default_options,
+            has_block_kernels=self.has_block_kernels,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch.nn import functional
 
 from octavo.distributed.shard import Shard, parameter
 from octavo.ops.linear import linear
@@ -34,6 +35,9 @@ class LinearMethod(Protocol):
     def apply(self, layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] -> [T, out_features], bias included."""
 
+    def embed(self, layer: LinearLayer, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight: ids [T] int64 -> [T, in_features] of the layer's dtype."""
+
     def finalize(self, layer: LinearLayer) -> None:
         """Called once when all values are there: repack, transpose, drop what is no longer needed."""
 
@@ -47,6 +51,9 @@ class UnquantizedLinear:
 
     def apply(self, layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
         return linear(x, layer.weight, layer.bias)  # type: ignore[attr-defined]
+
+    def embed(self, layer: LinearLayer, ids: torch.Tensor) -> torch.Tensor:
+        return functional.embedding(ids, layer.weight)  # type: ignore[attr-defined]
 
     def finalize(self, layer: LinearLayer) -> None:
         pass

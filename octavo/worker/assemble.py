@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from octavo.attention.select import AttentionSelector
-from octavo.config.engine_config import EngineConfig
+from octavo.config.engine_config import EngineConfig, ModelConfig
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
 from octavo.loader.dummy import dummy_tensor
 from octavo.loader.files import open_weights
+from octavo.loader.weight_map import WeightMap
 from octavo.models.registry import model_class
 from octavo.ops import dispatch
 from octavo.platforms.platform import Platform
+from octavo.quantization.method import LinearMethod, UnquantizedLinear
+from octavo.quantization.packed import PackedLinear
 from octavo.runner.batch import BatchBuilder, Buckets, Builder, StaticBatchBuilder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
@@ -59,8 +62,22 @@ def _construct(config: EngineConfig, platform: Platform, device: torch.device) -
         ssm_state_dtype=config.cache.ssm_state_dtype,
         attention=attention,
         capability=platform.capability,
+        linear_method=_linear_methods(model_config, cls.weights),
     )
     return cls(model_config.checkpoint.config, build), attention
+
+
+def _linear_methods(config: ModelConfig, names: WeightMap) -> Callable[[str], LinearMethod]:
+    """Which method a linear layer has, by the layer's name. Packed where there are kernels for it that are faster than
+    torch's: for quantised blocks, and for short numbers."""
+    if not dispatch.is_specialised("linear_packed"):
+        return lambda name: UnquantizedLinear()
+    if config.quantization == "gguf":
+        stored = {weight.name: weight.dtype for weight in open_weights(config.checkpoint)}
+        return lambda name: PackedLinear([stored[source] for source in names.sources(f"{name}.weight")])
+    if config.dtype == "float32":
+        return lambda name: UnquantizedLinear()
+    return lambda name: PackedLinear()
 
 
 def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:

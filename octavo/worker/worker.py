@@ -10,6 +10,7 @@ import torch
 from octavo.cache.groups import CacheGroup, SlabPlan, group_layers, plan_slabs
 from octavo.config.engine_config import EngineConfig
 from octavo.ops.device import recover
+from octavo.ops.threads import use_threads
 from octavo.platforms.platform import Platform
 from octavo.runner.finish import SampleFinish
 from octavo.runner.model_runner import ModelRunner
@@ -29,7 +30,7 @@ class Worker:
 
     def __init__(self, config: EngineConfig, platform: Platform) -> None:
         started = time.perf_counter()
-        torch.set_num_threads(config.machine.threads)
+        use_threads(config.machine.threads, platform.cpus)
         self.device = torch.device(platform.device)
         self.model = build_model(config, platform, self.device)
         weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())

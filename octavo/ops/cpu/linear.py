@@ -1,8 +1,7 @@
-"""Products with packed weights, and packing, by the compiled kernels."""
+"""Products with packed weights, by the compiled kernels."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from octavo import _cpu
@@ -40,41 +39,6 @@ def rows_packed(ids: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> 
     out = torch.empty(ids.shape[0], weight.in_features, dtype=dtype)
     (weight.handle or _handle(weight)).rows(ids.data_ptr(), ids.shape[0], out.data_ptr(), NUMBER[dtype])
     return out
-
-
-def pack_numbers(values: torch.Tensor, weight: PackedWeight, part: int) -> None:
-    """Fills a part with values [out_features, in_features], rounded to its format."""
-    if values.dtype not in NUMBER:
-        values = values.float()
-    if values.stride(1) != 1:
-        values = values.contiguous()
-    target, rows = weight.part_data(part), weight.parts[part].out_features
-    assert values.shape == (rows, weight.in_features), values.shape
-    _cpu.pack_numbers(
-        FORMATS.index(weight.parts[part].format),
-        values.data_ptr(),
-        NUMBER[values.dtype],
-        values.stride(0),
-        rows,
-        weight.in_features,
-        target.data_ptr(),
-        target.nbytes,
-    )
-
-
-def pack_blocks(blocks: np.ndarray, weight: PackedWeight, part: int) -> None:
-    """Fills a part with GGUF blocks of its format, uint8 [out_features, bytes of a row]."""
-    blocks = np.ascontiguousarray(blocks)
-    target = weight.part_data(part)
-    _cpu.pack_blocks(
-        FORMATS.index(weight.parts[part].format),
-        blocks.ctypes.data,
-        blocks.nbytes,
-        weight.parts[part].out_features,
-        weight.in_features,
-        target.data_ptr(),
-        target.nbytes,
-    )
 
 
 def _handle(weight: PackedWeight) -> _cpu.Linear:
