@@ -76,14 +76,26 @@ inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
     }
 }
 
-// M tiles of rows times N panels; w and x are tiles.
+// Steps of 32 inputs that pass at a time: the weight's tiles of them stay in the first-level cache, 36 KB of its 48,
+// while the rows come from the second level.
+constexpr int64_t most_steps = 18;
+
+// sums [4][16][16] (+)= M tiles of rows times N panels, over `steps` of `all` steps; w and x are tiles.
 template <int M, int N>
-inline void product(const uint16_t* const* w, const uint16_t* x, int64_t steps, float* sums) {
-    _tile_zero(0);
-    if (N > 1) _tile_zero(1);
-    if (M > 1) _tile_zero(2);
-    if (M > 1 && N > 1) _tile_zero(3);
-    const uint16_t *x1 = x + steps * tile_numbers, *w0 = w[0], *w1 = w[N - 1];
+inline void product(const uint16_t* const* w, const uint16_t* x, int64_t all, int64_t steps, bool is_first,
+                    float* sums) {
+    if (is_first) {
+        _tile_zero(0);
+        if (N > 1) _tile_zero(1);
+        if (M > 1) _tile_zero(2);
+        if (M > 1 && N > 1) _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, 64);
+        if (N > 1) _tile_loadd(1, sums + 256, 64);
+        if (M > 1) _tile_loadd(2, sums + 512, 64);
+        if (M > 1 && N > 1) _tile_loadd(3, sums + 768, 64);
+    }
+    const uint16_t *x1 = x + all * tile_numbers, *w0 = w[0], *w1 = w[N - 1];
     for (int64_t s = 0; s < steps; ++s) {
         _tile_loadd(6, w0 + s * tile_numbers, 64);
         _tile_loadd(4, x + s * tile_numbers, 64);
@@ -108,33 +120,42 @@ template <Format F>
 void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
     const Tiles registers;
     const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_tiles = (x.rows + 15) / 16;
+    const int64_t num_passes = (steps + most_steps - 1) / most_steps, pass = (steps + num_passes - 1) / num_passes;
     const size_t expanded = F == Format::bf16 ? 0 : 2 * static_cast<size_t>(steps) * 1024;
-    uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 4096));
-    float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
+    const size_t kept = static_cast<size_t>(num_passes > 1 ? (num_tiles + 1) / 2 : 1) * 4096;
+    uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + kept));
+    float* all_sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
     for (int64_t p = 0; p < panels.count; p += 2) {
         const int64_t pair = p + 1 < panels.count ? 2 : 1;
-        const uint16_t* w[2];
+        const uint16_t* whole[2];
         for (int64_t i = 0; i < pair; ++i) {
             const uint8_t* panel = panels.data + (p + i) * bytes;
             if constexpr (F == Format::bf16) {
-                w[i] = reinterpret_cast<const uint16_t*>(panel);
+                whole[i] = reinterpret_cast<const uint16_t*>(panel);
             } else {
                 expand_tiles<F>(panel, x.inputs, space + i * steps * tile_numbers);
-                w[i] = space + i * steps * tile_numbers;
+                whole[i] = space + i * steps * tile_numbers;
             }
         }
-        for (int64_t t = 0; t < num_tiles; t += 2) {
-            const uint16_t* from = x.tiles + t * steps * tile_numbers;
-            const bool two = t + 1 < num_tiles;
-            if (two && pair == 2) product<2, 2>(w, from, steps, sums);
-            else if (two) product<2, 1>(w, from, steps, sums);
-            else if (pair == 2) product<1, 2>(w, from, steps, sums);
-            else product<1, 1>(w, from, steps, sums);
-            for (int64_t m = 0; m < (two ? 2 : 1); ++m)
-                for (int64_t n = 0; n < pair; ++n)
-                    for (int64_t i = 0; i < 16 && 16 * (t + m) + i < x.rows; ++i)
-                        put(out, 16 * (t + m) + i, panels.column + 16 * (p + n), panels.columns - 16 * (p + n),
-                            load(sums + 512 * m + 256 * n + 16 * i));
+        for (int64_t first = 0; first < steps; first += pass) {
+            const int64_t here = first + pass < steps ? pass : steps - first;
+            const bool is_last = first + here == steps;
+            const uint16_t* w[2] = {whole[0] + first * tile_numbers, whole[pair - 1] + first * tile_numbers};
+            for (int64_t t = 0; t < num_tiles; t += 2) {
+                const uint16_t* from = x.tiles + (t * steps + first) * tile_numbers;
+                float* sums = num_passes > 1 ? all_sums + t / 2 * 1024 : all_sums;
+                const bool two = t + 1 < num_tiles;
+                if (two && pair == 2) product<2, 2>(w, from, steps, here, first == 0, sums);
+                else if (two) product<2, 1>(w, from, steps, here, first == 0, sums);
+                else if (pair == 2) product<1, 2>(w, from, steps, here, first == 0, sums);
+                else product<1, 1>(w, from, steps, here, first == 0, sums);
+                if (!is_last) continue;
+                for (int64_t m = 0; m < (two ? 2 : 1); ++m)
+                    for (int64_t n = 0; n < pair; ++n)
+                        for (int64_t i = 0; i < 16 && 16 * (t + m) + i < x.rows; ++i)
+                            put(out, 16 * (t + m) + i, panels.column + 16 * (p + n), panels.columns - 16 * (p + n),
+                                load(sums + 512 * m + 256 * n + 16 * i));
+            }
         }
     }
 }

@@ -120,10 +120,11 @@ inline int32_t sum_of(__m256i x) {
 }
 inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 v[4], most = _mm256_setzero_ps();
+    __m256 v[4], most = _mm256_setzero_ps(), is_nan = most;
     for (int i = 0; i < 4; ++i) {
         v[i] = _mm256_loadu_ps(x + 8 * i);
         most = _mm256_max_ps(most, _mm256_and_ps(v[i], magnitude));
+        is_nan = _mm256_or_ps(is_nan, _mm256_cmp_ps(v[i], v[i], _CMP_UNORD_Q));
     }
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(most), _mm256_extractf128_ps(most, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
@@ -136,7 +137,7 @@ inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_permutevar8x32_epi32(bytes, order));
-    return largest / 127.0f;
+    return _mm256_movemask_ps(is_nan) ? __builtin_nanf("") : largest / 127.0f;
 }
 
 } // namespace

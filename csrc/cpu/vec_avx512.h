@@ -88,7 +88,8 @@ inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     sums[0] = _mm512_reduce_add_epi32(m), sums[1] = _mm512_reduce_add_epi32(n);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(m));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtsepi32_epi8(n));
-    return most / 127.0f;
+    return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q) ? __builtin_nanf("")
+                                                                                           : most / 127.0f;
 }
 
 } // namespace

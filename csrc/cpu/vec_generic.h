@@ -77,17 +77,22 @@ inline Int dot(Int acc, Bytes u, const int8_t* x) {
 // The same for all of 0 to 255. Where wide_offset is 0, u counts as u - 128.
 inline Int dot_wide(Int acc, Bytes u, const int8_t* x) { return dot(acc, u, x); }
 
-// 32 values as scale * q, |q| <= 127. Returns the scale; sums of q over each 16.
+// 32 values as scale * q, |q| <= 127. Returns the scale, NaN if any value is; sums of q over each 16.
 inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     float most = 0;
-    for (int i = 0; i < 32; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
-    const float scale = most / 127.0f, inverse = most > 0 ? 127.0f / most : 0.0f;
+    bool is_nan = false;
+    for (int i = 0; i < 32; ++i) {
+        most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+        is_nan = is_nan || std::isnan(x[i]);
+    }
+    const bool is_finite = !is_nan && most <= 3.4028234664e38f;
+    const float inverse = is_finite && most > 0 ? 127.0f / most : 0.0f;
     sums[0] = sums[1] = 0;
     for (int i = 0; i < 32; ++i) {
-        q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+        q[i] = is_finite ? static_cast<int8_t>(std::nearbyint(x[i] * inverse)) : int8_t{1};
         sums[i / 16] += q[i];
     }
-    return scale;
+    return is_nan ? NAN : most / 127.0f;
 }
 
 } // namespace

@@ -61,8 +61,8 @@ class Options:
     quantization: Literal["auto", "gguf", "none"] = option(
         "auto",
         "model",
-        "How a GGUF file's quantised weights are held. gguf: as they are, and computed on so (on a CPU). none: expanded "
-        "to dtype. auto: as they are where this machine has kernels for it and dtype is auto.",
+        "How a GGUF file's quantised weights are held. gguf: as they are, and computed on so (on a CPU). none: "
+        "expanded to dtype. auto: as they are where this machine has kernels for it and dtype is auto.",
     )
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = option(
         "auto", "model", "Weight files to read. auto: what the model has. dummy: random weights from config.json alone."

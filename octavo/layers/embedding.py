@@ -11,7 +11,8 @@ from octavo.layers.linear import ColumnLinear
 
 
 class Embedding(nn.Module):
-    """A LinearLayer looked up by row: ids [T] int64 -> [T, size], times `scale` (rounded to the weight's dtype) if there is one."""
+    """A LinearLayer looked up by row: ids [T] int64 -> [T, size], times `scale` (rounded to the weight's dtype) if there
+    is one."""
 
     def __init__(self, build: BuildContext, vocab_size: int, size: int, scale: float | None = None) -> None:
         super().__init__()

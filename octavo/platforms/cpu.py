@@ -113,8 +113,8 @@ def read_processor(root: Path = Path("/")) -> Processor:
 
 
 def usable_cpus(processor: Processor, root: Path = Path("/")) -> tuple[int, ...]:
-    """A logical CPU of each physical core that the affinity mask, the control group's quota and OMP_NUM_THREADS leave to
-    this process, at least one. Two threads of one core share its arithmetic units, so the second adds nothing."""
+    """A logical CPU of each physical core that the affinity mask, the control group's quota and OMP_NUM_THREADS leave
+    to this process, at least one. Two threads of one core share its arithmetic units, so the second adds nothing."""
     first_of_core: dict[tuple[int, int], int] = {}
     for cpu in sorted(affinity()):
         first_of_core.setdefault(processor.core_of.get(cpu, (-1, cpu)), cpu)

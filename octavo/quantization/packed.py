@@ -14,8 +14,8 @@ from octavo.quantization.method import LinearLayer
 
 
 class PackedLinear:
-    """One layer's weight. `stored` are the types of the checkpoint's tensors that it is made of, part by part, or one for
-    all parts; a part of a type that the kernels do not know is kept in the model's dtype."""
+    """One layer's weight. `stored` are the types of the checkpoint's tensors that it is made of, part by part, or one
+    for all parts; a part of a type that the kernels do not know is kept in the model's dtype."""
 
     def __init__(self, stored: Sequence[str] = ()) -> None:
         self.stored = tuple(stored)

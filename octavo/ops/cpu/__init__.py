@@ -6,8 +6,8 @@ try:
     from octavo import _cpu  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "octavo's CPU kernels are not compiled, so torch's operators compute: quantised weights are expanded to several "
-        "times their size, and each token takes several times as long. An installation with a C++ compiler "
+        "octavo's CPU kernels are not compiled, so torch's operators compute: quantised weights are expanded to "
+        "several times their size, and each token takes several times as long. An installation with a C++ compiler "
         f"(pip install .), or scripts/build_cpu in a checkout, makes them ({error})"
     ) from None
 
