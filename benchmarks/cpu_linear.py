@@ -6,7 +6,7 @@
 
 A line is the best of several runs over all layers' worth of distinct weights (so that a cache holds them only where
 the model's would be held), in GB/s of weights and TFLOP/s. The floor is the longer of reading the weights at
---bandwidth and multiplying at --peak. Other programs on the machine only ever slow a run down, which is why the best counts.
+--bandwidth and multiplying at --peak. Other programs on the machine only ever slow a run down, so the best counts.
 """
 
 from __future__ import annotations

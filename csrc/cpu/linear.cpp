@@ -91,12 +91,16 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
 
     Activations a{};
     a.rows = rows, a.inputs = inputs_, a.stride = padded(inputs_, 32);
-    const int64_t blocks = inputs_ / 32, num_tiles = (rows + 15) / 16;
+    const int64_t blocks = inputs_ / 32;
     Pieces pieces;
     const size_t floats = pieces.reserve<float>(needs_floats ? rows * a.stride : 0);
     const size_t q = pieces.reserve<int8_t>(needs_q ? rows * inputs_ : 0);
     const size_t scales = pieces.reserve<float>(needs_q ? rows * blocks : 0);
     const size_t sums = pieces.reserve<int32_t>(needs_q ? rows * blocks * 2 : 0);
+    // rows that are bf16 in whole steps need no copy
+    a.num_plain = type == Number::bf16 && inputs_ % 32 == 0 ? rows / 16 * 16 : 0;
+    a.plain = static_cast<const uint16_t*>(x), a.plain_stride = x_stride;
+    const int64_t num_tiles = (rows - a.num_plain + 15) / 16;
     const size_t tiles = pieces.reserve<uint16_t>(needs_tiles ? num_tiles * 16 * a.stride : 0);
     pieces.allocate();
     if (needs_floats) {
@@ -117,7 +121,8 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
     if (needs_tiles) {
         a.tiles = pieces.at<uint16_t>(tiles);
         parallel_for(num_tiles, most(1, 65536 / (16 * a.stride)), [&](int64_t begin, int64_t end) {
-            kernel.tile(x, type, x_stride, rows, inputs_, pieces.at<uint16_t>(tiles), begin, end);
+            const char* from = static_cast<const char*>(x) + a.num_plain * x_stride * size_of(type);
+            kernel.tile(from, type, x_stride, rows - a.num_plain, inputs_, pieces.at<uint16_t>(tiles), begin, end);
         });
     }
 
@@ -128,7 +133,9 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
         Activations here = a;
         here.rows = least(chunk, rows - first);
         if (here.floats) here.floats += first * a.stride;
-        if (here.tiles) here.tiles += first * a.stride;
+        here.num_plain = least(here.rows, most(0, a.num_plain - first));
+        here.plain += first * a.plain_stride;
+        if (here.tiles) here.tiles += most(0, first - a.num_plain) * a.stride;
         if (here.q) here.q += first * inputs_, here.scales += first * blocks, here.sums += first * blocks * 2;
         Output to = out;
         to.data = static_cast<char*>(out.data) + first * out.stride * size_of(out.type);

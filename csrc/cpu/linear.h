@@ -27,7 +27,11 @@ struct Activations {
     const int8_t* q;     // [rows][inputs]: x = scale * q in each block of 32
     const float* scales; // [rows][inputs / 32]
     const int32_t* sums; // [rows][inputs / 32][2]: sums of q over 16
-    const uint16_t* tiles; // bf16 [rows / 16][stride / 32][16][32], zeros beyond rows and inputs
+    // Rows for tiles: the first `num_plain`, a multiple of 16, are bf16 as they came, `plain_stride` apart; those after
+    // them are put into bf16 tiles [rows / 16][stride / 32][16][32], zeros beyond rows and inputs.
+    const uint16_t* plain;
+    int64_t num_plain, plain_stride;
+    const uint16_t* tiles;
 };
 
 struct Output {

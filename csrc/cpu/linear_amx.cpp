@@ -80,10 +80,21 @@ inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
 // while the rows come from the second level.
 constexpr int64_t most_steps = 18;
 
-// sums [4][16][16] (+)= M tiles of rows times N panels, over `steps` of `all` steps; w and x are tiles.
+// 16 rows of x from some step on: tiles, or rows of a matrix.
+struct Rows {
+    const uint16_t* data;
+    int64_t stride, step; // between rows in bytes; between steps in numbers
+};
+
+inline Rows rows_at(const Activations& x, int64_t t, int64_t first) {
+    if (16 * t < x.num_plain) return {x.plain + 16 * t * x.plain_stride + 32 * first, 2 * x.plain_stride, 32};
+    const int64_t at = (t - x.num_plain / 16) * (x.stride / 32) + first;
+    return {x.tiles + at * tile_numbers, 64, tile_numbers};
+}
+
+// sums [4][16][16] (+)= 16 M rows times N panels, over `steps`; w are tiles.
 template <int M, int N>
-inline void product(const uint16_t* const* w, const uint16_t* x, int64_t all, int64_t steps, bool is_first,
-                    float* sums) {
+inline void product(const uint16_t* const* w, const Rows* x, int64_t steps, bool is_first, float* sums) {
     if (is_first) {
         _tile_zero(0);
         if (N > 1) _tile_zero(1);
@@ -95,17 +106,18 @@ inline void product(const uint16_t* const* w, const uint16_t* x, int64_t all, in
         if (M > 1) _tile_loadd(2, sums + 512, 64);
         if (M > 1 && N > 1) _tile_loadd(3, sums + 768, 64);
     }
-    const uint16_t *x1 = x + all * tile_numbers, *w0 = w[0], *w1 = w[N - 1];
+    const Rows x0 = x[0], x1 = x[M - 1];
+    const uint16_t *w0 = w[0], *w1 = w[N - 1];
     for (int64_t s = 0; s < steps; ++s) {
         _tile_loadd(6, w0 + s * tile_numbers, 64);
-        _tile_loadd(4, x + s * tile_numbers, 64);
+        _tile_loadd(4, x0.data + s * x0.step, x0.stride);
         _tile_dpbf16ps(0, 4, 6);
         if (N > 1) {
             _tile_loadd(7, w1 + s * tile_numbers, 64);
             _tile_dpbf16ps(1, 4, 7);
         }
         if (M > 1) {
-            _tile_loadd(5, x1 + s * tile_numbers, 64);
+            _tile_loadd(5, x1.data + s * x1.step, x1.stride);
             _tile_dpbf16ps(2, 5, 6);
             if (N > 1) _tile_dpbf16ps(3, 5, 7);
         }
@@ -142,13 +154,13 @@ void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
             const bool is_last = first + here == steps;
             const uint16_t* w[2] = {whole[0] + first * tile_numbers, whole[pair - 1] + first * tile_numbers};
             for (int64_t t = 0; t < num_tiles; t += 2) {
-                const uint16_t* from = x.tiles + (t * steps + first) * tile_numbers;
                 float* sums = num_passes > 1 ? all_sums + t / 2 * 1024 : all_sums;
                 const bool two = t + 1 < num_tiles;
-                if (two && pair == 2) product<2, 2>(w, from, steps, here, first == 0, sums);
-                else if (two) product<2, 1>(w, from, steps, here, first == 0, sums);
-                else if (pair == 2) product<1, 2>(w, from, steps, here, first == 0, sums);
-                else product<1, 1>(w, from, steps, here, first == 0, sums);
+                const Rows from[2] = {rows_at(x, t, first), rows_at(x, two ? t + 1 : t, first)};
+                if (two && pair == 2) product<2, 2>(w, from, here, first == 0, sums);
+                else if (two) product<2, 1>(w, from, here, first == 0, sums);
+                else if (pair == 2) product<1, 2>(w, from, here, first == 0, sums);
+                else product<1, 1>(w, from, here, first == 0, sums);
                 if (!is_last) continue;
                 for (int64_t m = 0; m < (two ? 2 : 1); ++m)
                     for (int64_t n = 0; n < pair; ++n)

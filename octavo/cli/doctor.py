@@ -146,6 +146,8 @@ def _kernels(report: Report, platform: Platform) -> None:
     for name in platform.op_order:
         ops = sorted(op for op, implementation in chosen.items() if implementation == name)
         rows[name] = f"{len(ops)} ops: {', '.join(ops)}" if ops else "none"
+    if chosen.get("linear_packed") == "cpu":
+        rows["instruction set"] = f"{import_module('octavo._cpu').isa()}, of CPU kernels"
     report.sections["kernels"] = rows
     for name, reason in dispatch.absent().items():
         cost = f"torch's operators compute instead, slower where rows are few ({reason})"

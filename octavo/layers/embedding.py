@@ -11,12 +11,14 @@ from octavo.layers.linear import ColumnLinear
 
 
 class Embedding(nn.Module):
-    """A LinearLayer looked up by row: ids [T] int64 -> [T, size], times `scale` (rounded to the weight's dtype) if there
-    is one."""
+    """A LinearLayer looked up by row: ids [T] int64 -> [T, size], times `scale` (rounded to the weight's dtype) if
+    there is one."""
+
+    bias: nn.Parameter | None = None
 
     def __init__(self, build: BuildContext, vocab_size: int, size: int, scale: float | None = None) -> None:
         super().__init__()
-        self.name, self.in_features, self.out_features, self.bias = build.prefix, size, vocab_size, None
+        self.name, self.in_features, self.out_features = build.prefix, size, vocab_size
         self.dtype, self.device = build.dtype, build.device
         self.weight_shard = Shard((vocab_size,), 0)
         self.method = build.linear_method(self.name)

@@ -10,6 +10,7 @@ from octavo.cache.retention import KeepLatest
 from octavo.config.engine_config import EngineConfig
 from octavo.config.resolve import Reason
 from octavo.errors import OutOfMemory
+from octavo.ops import dispatch
 from octavo.platforms.platform import Platform
 from octavo.worker.assemble import build_skeleton
 from octavo.worker.memory import plan_memory
@@ -22,7 +23,14 @@ def explain_model(config: EngineConfig, platform: Platform) -> list[Reason]:
     the weights are there. Raises CheckpointError, ConfigurationError."""
     model, attention = build_skeleton(config, platform)
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    rows = [Reason("weights", size(weight_bytes), f"{config.model.dtype}, as they will lie in memory")]
+    held = "GGUF blocks as stored" if config.model.quantization == "gguf" else config.model.dtype
+    rows = [Reason("weights", size(weight_bytes), f"{held}, as they will lie in memory")]
+    if platform.name == "cpu":
+        cores = ", ".join(map(str, platform.cpus[: config.machine.threads]))
+        rows.append(Reason("cores", cores, "what threads are pinned to"))
+        kernels = sorted(op for op, implementation in dispatch.chosen().items() if implementation == "cpu")
+        absent = dispatch.absent().get("cpu", "none")
+        rows.append(Reason("kernels", "cpu" if kernels else "torch", ", ".join(kernels) or absent))
     rows += [Reason("attention_backend", name, why) for name, why in attention.explain()]
     groups = group_layers(model.cache_specs())
     slabs = plan_slabs(tuple(group.block_bytes for group in groups))

@@ -71,6 +71,43 @@ def why(resolved: Resolved, option: str) -> str:
     return next(reason.why for reason in resolved.reasons if reason.option == option)
 
 
+# ---- quantisation
+
+
+@pytest.mark.parametrize(
+    ("options", "has_kernels", "chosen", "reason"),
+    [
+        ({}, True, "gguf", "computed on as stored"),
+        ({}, False, "none", "no kernels for GGUF blocks on this cpu"),
+        ({"dtype": "float32"}, True, "none", "expanded to float32, as dtype asks"),
+        ({"dtype": "float32", "quantization": "gguf"}, True, "gguf", "as asked"),
+        ({"quantization": "none"}, True, "none", "as asked"),
+    ],
+)
+def test_blocks_stay_where_there_are_kernels(
+    options: dict[str, str], has_kernels: bool, chosen: str, reason: str
+) -> None:
+    platform = dataclasses.replace(CPU, has_block_kernels=has_kernels)
+    resolved = run({"dtype": None}, platform, {"format": "gguf"}, **options)
+    assert resolved.config.model.quantization == chosen
+    assert reason in why(resolved, "quantization")
+
+
+def test_numbers_are_not_quantised() -> None:
+    platform = dataclasses.replace(CPU, has_block_kernels=True)
+    for checkpoint in ({}, {"format": "gguf"}):
+        resolved = run({"dtype": "bfloat16"}, platform, checkpoint)
+        assert resolved.config.model.quantization == "none"
+        assert not [reason for reason in resolved.reasons if reason.option == "quantization"]
+
+
+def test_blocks_that_cannot_stay_are_an_error() -> None:
+    with pytest.raises(ConfigurationError, match="tiny has no GGUF weights"):
+        run(platform=dataclasses.replace(CPU, has_block_kernels=True), quantization="gguf")
+    with pytest.raises(ConfigurationError, match="no kernels for GGUF blocks on this cpu"):
+        run(checkpoint={"format": "gguf"}, quantization="gguf")
+
+
 # ---- dtype
 
 

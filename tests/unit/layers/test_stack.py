@@ -12,6 +12,7 @@ from octavo.cache.retention import KeepAll, KeepWindow
 from octavo.cache.spec import CacheSpec, kv_layout
 from octavo.errors import ConfigurationError, UnsupportedModel, WeightError
 from octavo.layers.build import BuildContext
+from octavo.layers.embedding import Embedding
 from octavo.layers.linear import Linear
 from octavo.layers.stack import CausalLM
 from octavo.models.gemma3 import Gemma3
@@ -75,7 +76,7 @@ def test_a_linear_method_is_chosen_by_the_layers_path_and_finalized_once() -> No
         return Noted()
 
     model = Llama(CONFIG, build(linear_method=method))
-    paths = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    paths = [name for name, module in model.named_modules() if isinstance(module, Linear | Embedding)]
     assert sorted(made) == sorted(paths)
     assert "model.layers.1.mlp.gate_up" in made
     assert not finalized

@@ -28,6 +28,11 @@ flags\t\t: fpu sse2 {flags}
 """
 
 
+@pytest.fixture(autouse=True)
+def no_thread_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
 def machine(root: Path, files: dict[str, str]) -> Path:
     for name, content in files.items():
         path = root / name
@@ -92,6 +97,23 @@ def test_without_cpuinfo_every_allowed_cpu_counts(tmp_path: Path) -> None:
 def test_affinity_bounds_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "affinity", lambda: {1})
     assert cpu.platform(machine_with_flags(tmp_path, "")).num_threads == 1
+
+
+def test_threads_get_one_cpu_of_each_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = machine_with_flags(tmp_path, "")
+    monkeypatch.setattr(cpu, "affinity", lambda: {0, 1, 2})
+    assert cpu.platform(root).cpus == (0, 2)
+    monkeypatch.setattr(cpu, "affinity", lambda: {1, 2})
+    assert cpu.platform(root).cpus == (1, 2)
+
+
+@pytest.mark.usefixtures("three_cpus")
+@pytest.mark.parametrize(("text", "cpus"), [("1", (0,)), ("1,4", (0,)), ("64", (0, 2)), ("no", (0, 2)), ("0", (0, 2))])
+def test_omp_num_threads_bounds_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cpus: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", text)
+    assert cpu.platform(machine_with_flags(tmp_path, "")).cpus == cpus
 
 
 # ---- control groups
