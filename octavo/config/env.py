@@ -76,6 +76,12 @@ def keep_compiled_kernels() -> None:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
 
 
+def rest_idle_threads() -> None:
+    """torch's OpenMP threads spin for milliseconds after each operator that used them, on the cores that octavo's own
+    want. They sleep at once if they are told to, before torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def child_environment(**extra: str) -> dict[str, str]:
     """This process's environment for a child process, with `extra` on top."""
     return {**os.environ, **extra}

@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo.config.checkpoint import Checkpoint, find_checkpoint
 from octavo.config.engine_config import EngineConfig
+from octavo.config.env import rest_idle_threads
 from octavo.config.model_facts import model_facts
 from octavo.config.options import Options
 from octavo.config.resolve import Resolved, resolve
@@ -36,6 +37,8 @@ def configure(options: Options, model: Mapping[str, Any] | None = None) -> Confi
     """Fetches the model if it is not on this machine yet. `model` is the content of a config.json, in place of
     `options.model`. Raises ConfigurationError, CheckpointError."""
     platform = detect()
+    if platform.has_block_kernels:
+        rest_idle_threads()
     checkpoint = find_checkpoint(
         options.model if model is None else model,
         revision=options.revision,
