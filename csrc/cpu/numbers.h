@@ -50,6 +50,15 @@ static inline uint16_t f16_of_float(float x) {
     return static_cast<uint16_t>(sign | ((rest + 0xfff + (rest >> 13 & 1) - ((127u - 15) << 23)) >> 13));
 }
 
+static constexpr float largest_float = 3.402823466e38f;
+
+// A block of 32 with a value that is not finite, in quantised form: whatever it multiplies is not finite either.
+static inline float quantize_infinite(bool is_nan, int8_t* q, int32_t* sums) {
+    std::memset(q, 1, 32);
+    sums[0] = sums[1] = 16;
+    return is_nan ? __builtin_nanf("") : __builtin_inff();
+}
+
 static inline float load_number(const void* data, Number type, int64_t i) {
     switch (type) {
     case Number::f32: return static_cast<const float*>(data)[i];

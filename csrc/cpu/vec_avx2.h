@@ -5,6 +5,8 @@
 #include <cstring>
 #include <immintrin.h>
 
+#include "numbers.h"
+
 namespace octavo {
 namespace {
 
@@ -130,6 +132,8 @@ inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));
     m = _mm_max_ss(m, _mm_movehdup_ps(m));
     const float largest = _mm_cvtss_f32(m);
+    const bool has_nan = _mm256_movemask_ps(is_nan) != 0;
+    if (has_nan || largest > largest_float) return quantize_infinite(has_nan, q, sums);
     const __m256 inverse = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
     __m256i n[4];
     for (int i = 0; i < 4; ++i) n[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
@@ -137,7 +141,7 @@ inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(n[0], n[1]), _mm256_packs_epi32(n[2], n[3]));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), _mm256_permutevar8x32_epi32(bytes, order));
-    return _mm256_movemask_ps(is_nan) ? __builtin_nanf("") : largest / 127.0f;
+    return largest / 127.0f;
 }
 
 } // namespace

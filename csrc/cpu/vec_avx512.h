@@ -5,6 +5,8 @@
 #include <cstring>
 #include <immintrin.h>
 
+#include "numbers.h"
+
 namespace octavo {
 namespace {
 
@@ -83,13 +85,14 @@ inline Int dot_wide(Int acc, Bytes u, const int8_t* x) { return dot(acc, u, x); 
 inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
     const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+    const bool has_nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q);
+    if (has_nan || most > largest_float) return quantize_infinite(has_nan, q, sums);
     const __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
     const __m512i m = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), n = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
     sums[0] = _mm512_reduce_add_epi32(m), sums[1] = _mm512_reduce_add_epi32(n);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(m));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm512_cvtsepi32_epi8(n));
-    return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) | _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q) ? __builtin_nanf("")
-                                                                                           : most / 127.0f;
+    return most / 127.0f;
 }
 
 } // namespace

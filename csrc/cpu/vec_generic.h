@@ -85,14 +85,14 @@ inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
         most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
         is_nan = is_nan || std::isnan(x[i]);
     }
-    const bool is_finite = !is_nan && most <= 3.4028234664e38f;
-    const float inverse = is_finite && most > 0 ? 127.0f / most : 0.0f;
+    if (is_nan || most > largest_float) return quantize_infinite(is_nan, q, sums);
+    const float inverse = most > 0 ? 127.0f / most : 0.0f;
     sums[0] = sums[1] = 0;
     for (int i = 0; i < 32; ++i) {
-        q[i] = is_finite ? static_cast<int8_t>(std::nearbyint(x[i] * inverse)) : int8_t{1};
+        q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
         sums[i / 16] += q[i];
     }
-    return is_nan ? NAN : most / 127.0f;
+    return most / 127.0f;
 }
 
 } // namespace

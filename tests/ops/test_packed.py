@@ -170,12 +170,12 @@ def test_a_row_does_not_depend_on_its_neighbours(isa: str) -> None:
     weight, _ = make("Q4_0", 32, 256)
     for rows, place in ((3, 0), (3, 17), (3, 255), (40, 17)):
         x = torch.randn(rows, 256)
-        x[1, place] = torch.nan
+        x[1, place] = torch.nan if place else torch.inf
         x[2] = 0.0
         found = dispatch.implementation_of("linear_packed", "cpu")(x, weight, None)
         assert found[2].count_nonzero() == 0
         assert found[0].isfinite().all()
-        assert found[1].isnan().all()
+        assert not found[1].isfinite().any()
 
 
 def test_what_does_not_fit_is_refused() -> None:
