@@ -17,6 +17,8 @@ _known: dict[str, str] = {
     "torch_sdpa": "octavo.attention.torch_sdpa:TorchSdpa",
     "triton_paged": "octavo.attention.triton_paged:TritonPaged",
     "flash_triton": "octavo.attention.flash_triton:FlashTriton",
+    "fixed_split": "octavo.attention.fixed_split:FixedSplit",
+    "triton_fixed_split": "octavo.attention.triton_fixed_split:TritonFixedSplit",
 }
 
 

@@ -29,6 +29,7 @@ class ModelConfig:
     attention_backend: str | None  # None: any of the platform's order that can serve
     max_logprobs: int
     vocab_size: int
+    batch_invariant: bool = False  # a request's logits are bitwise the same whatever it is computed with
 
 
 @dataclass(frozen=True)

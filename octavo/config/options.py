@@ -174,6 +174,12 @@ class Options:
     attention_backend: str | None = option(
         None, "machine", "Attention kernels by name. Unset: the first that can serve."
     )
+    batch_invariant: bool = option(
+        False,
+        "machine",
+        "Bitwise the same logits for a request whatever it is computed with: other requests, chunks, cache hits, "
+        "preemption. Slower. Refused for models with recurrent layers.",
+    )
     threads: int | None = option(
         None, "machine", "Threads for arithmetic on a CPU. Unset: one for each core this process may use.", low=1
     )

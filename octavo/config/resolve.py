@@ -133,6 +133,7 @@ class _Choice:
             attention_backend=backend,
             max_logprobs=max_logprobs,
             vocab_size=self.facts.vocab_size,
+            batch_invariant=self._batch_invariant(),
         )
 
     def cache(self, dtype: str) -> CacheConfig:
@@ -343,6 +344,24 @@ class _Choice:
             self.because("mamba_ssm_cache_dtype", both, "as mamba_cache_dtype")
             return both, both
         return both, proper
+
+    def _batch_invariant(self) -> bool:
+        if not self.options.batch_invariant:
+            return False
+        if self.facts.is_recurrent:
+            raise ConfigurationError(
+                f"batch_invariant: {self.facts.architecture} has recurrent layers, which sum over the tokens of a step "
+                "in an order that depends on how they are scheduled. Leave the option out for this model"
+            )
+        if not self.platform.has_invariant_kernels:
+            raise ConfigurationError(f"batch_invariant: there are no such kernels for {self.platform.name}")
+        if self.options.attention_backend is not None:
+            raise ConfigurationError(
+                f"attention_backend ({self.options.attention_backend}) and batch_invariant, which brings an attention "
+                "of its own, exclude each other: give one of them"
+            )
+        self.because("batch_invariant", True, "as asked: one kernel and one order of sums for every row; slower")
+        return True
 
     def _num_batched_tokens(self, max_model_len: int) -> int:
         asked, chunked = self.options.max_num_batched_tokens, self.options.enable_chunked_prefill

@@ -19,7 +19,12 @@ log = logging.getLogger(__name__)
 Function = Callable[..., Any]
 
 SPECIFICATION = "torch"
-_packages: dict[str, str] = {SPECIFICATION: "octavo.ops.torch", "triton": "octavo.ops.triton"}
+_packages: dict[str, str] = {
+    SPECIFICATION: "octavo.ops.torch",
+    "triton": "octavo.ops.triton",
+    "invariant": "octavo.ops.invariant",
+    "triton_invariant": "octavo.ops.triton.invariant",
+}
 _loaded: dict[str, Mapping[str, Function]] = {}
 _absent: dict[str, str] = {}
 _chosen: dict[str, str] = {}

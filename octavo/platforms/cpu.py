@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from octavo.platforms.platform import Platform
+from octavo.platforms.platform import Kernels, Platform
 
 # Flags of /proc/cpuinfo that kernels ask for: x86, then Arm.
 INSTRUCTION_SETS = (
@@ -78,6 +78,7 @@ def platform(root: Path = Path("/")) -> Platform:
         memory_info=lambda: memory_info(root),
         worker="octavo.worker.worker:Worker",
         default_options={"max_num_batched_tokens": 2048, "max_num_seqs": 256, "gpu_memory_utilization": 0.5},
+        invariant=Kernels(lambda query: ("fixed_split",), ("invariant", "torch")),
     )
 
 

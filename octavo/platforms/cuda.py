@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.platforms import cpu
-from octavo.platforms.platform import Platform
+from octavo.platforms.platform import Kernels, Platform
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
@@ -52,6 +52,7 @@ def platform() -> Platform | None:
             "max_num_seqs": 1024 if is_large else 256,
             "gpu_memory_utilization": 0.92,
         },
+        invariant=Kernels(lambda query: ("triton_fixed_split",), ("triton_invariant", "triton", "torch")),
     )
 
 

@@ -48,8 +48,9 @@ def build_skeleton(config: EngineConfig, platform: Platform) -> tuple[CausalLM, 
 def _construct(config: EngineConfig, platform: Platform, device: torch.device) -> tuple[CausalLM, AttentionSelector]:
     model_config = config.model
     cls = model_class(model_config.checkpoint.config["architectures"])
-    dispatch.use(platform.op_order)
-    attention = AttentionSelector(platform.attention_order, model_config.attention_backend)
+    kernels = platform.kernels(model_config.batch_invariant)
+    dispatch.use(kernels.op_order)
+    attention = AttentionSelector(kernels.attention_order, model_config.attention_backend)
     build = BuildContext(
         dtype=getattr(torch, model_config.dtype),
         max_model_len=model_config.max_model_len,
