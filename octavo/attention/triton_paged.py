@@ -49,6 +49,20 @@ class PagedPlan:
     work: dict[Hashable, tuple[Work, PrefixWork | None]] = field(default_factory=dict)
 
 
+def why_not_triton(query: AttentionQuery) -> str | None:
+    """What no Triton kernel here can serve."""
+    for what, dtype in (("dtype", query.dtype), ("cache dtype", query.cache_dtype)):
+        if dtype not in FLOATS:
+            return f"{what} {dtype} is not one of {', '.join(FLOATS)}"
+    if query.head_dim > MAX_HEAD_DIM:
+        return f"head_dim {query.head_dim} is over {MAX_HEAD_DIM}"
+    if query.num_heads % query.num_kv_heads:
+        return f"{query.num_heads} heads are no multiple of {query.num_kv_heads}"
+    if query.dtype == "bfloat16" and query.capability is not None and query.capability < (8, 0):
+        return f"compute capability {_dotted(query.capability)} is under 8.0, which bfloat16 needs"
+    return None
+
+
 class TritonPaged:
     name = "triton_paged"
     is_capturable = True
@@ -60,16 +74,7 @@ class TritonPaged:
         self._bounds: tuple[list[int], Bounds] | None = None
 
     def why_not(self, query: AttentionQuery) -> str | None:
-        for what, dtype in (("dtype", query.dtype), ("cache dtype", query.cache_dtype)):
-            if dtype not in FLOATS:
-                return f"{what} {dtype} is not one of {', '.join(FLOATS)}"
-        if query.head_dim > MAX_HEAD_DIM:
-            return f"head_dim {query.head_dim} is over {MAX_HEAD_DIM}"
-        if query.num_heads % query.num_kv_heads:
-            return f"{query.num_heads} heads are no multiple of {query.num_kv_heads}"
-        if query.dtype == "bfloat16" and query.capability is not None and query.capability < (8, 0):
-            return f"compute capability {_dotted(query.capability)} is under 8.0, which bfloat16 needs"
-        return None
+        return why_not_triton(query)
 
     def graph_key(self, step: StepContext) -> Hashable:
         bounds = self.bounds(step)
