@@ -11,7 +11,16 @@ import torch
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 from octavo.attention.triton_paged import why_not_triton
 from octavo.ops.triton.attention_fixed import fixed_attention, fixed_config
-from octavo.ops.triton.attention_work import Bounds, DecodeConfig, Heads, PrefillConfig, Work, Workspace, list_work
+from octavo.ops.triton.attention_work import (
+    Bounds,
+    DecodeConfig,
+    Heads,
+    PrefillConfig,
+    Work,
+    Workspace,
+    device_limits,
+    list_work,
+)
 
 
 @dataclass(slots=True)
@@ -45,7 +54,7 @@ class TritonFixedSplit:
         heads = Heads(
             call.num_heads, call.num_kv_heads, call.head_dim, call.scale, call.window, call.soft_cap, call.sinks
         )
-        config = fixed_config(call.head_dim, q_TNH.dtype)
+        config = fixed_config(call.head_dim, q_TNH.dtype, device_limits(q_TNH.device))
         key = (heads.window, heads.num_kv_heads, heads.group, config)
         if key not in plan.work:
             plan.work[key] = list_work(

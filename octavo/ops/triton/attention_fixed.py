@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.triton.attention_tiles import FLOOR, attend
-from octavo.ops.triton.attention_work import RECORD, Heads, Work
+from octavo.ops.triton.attention_work import RECORD, DeviceLimits, Heads, Work
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class FixedConfig:
     num_stages: int
 
 
-def fixed_config(head_dim: int, dtype: torch.dtype) -> FixedConfig:
-    """By the layer alone, and small enough for the shared memory of any device that octavo knows."""
+def fixed_config(head_dim: int, dtype: torch.dtype, limits: DeviceLimits) -> FixedConfig:
+    """By the layer and the device alone."""
     line = triton.next_power_of_2(head_dim) * dtype.itemsize
     if dtype == torch.float32:
         return FixedConfig(16, 32 if line <= 512 else 16, 4, 1)
-    return FixedConfig(64, 64 if line <= 256 else 32, 4, 3 if line <= 256 else 2)
+    block_m, block_n = 64, 64 if line <= 256 else 32
+    stages = (limits.shared_bytes // line - block_m) // (2 * block_n)
+    return FixedConfig(block_m, block_n, 4, max(1, min(3, stages)))
 
 
 @triton.jit(do_not_specialize=["table_stride", "window"])

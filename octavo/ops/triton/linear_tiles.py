@@ -6,12 +6,13 @@ rows beside this file, choose tiles and split the sum by the number of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.triton.attention_work import DeviceLimits, device_limits
 from octavo.ops.triton.chain import follow, launch_options
 
 
@@ -34,11 +35,11 @@ FLOAT32 = Tile(32, 64, 32, 4, 2)
 WIDE_OUTPUTS = 16384  # from here on wide tiles are enough to keep a device busy with few rows
 
 
-def tile_of(num_outputs: int, dtype: torch.dtype) -> Tile:
-    """By the weight alone."""
-    if dtype == torch.float32:
-        return FLOAT32
-    return WIDE if num_outputs >= WIDE_OUTPUTS else NARROW
+def tile_of(num_outputs: int, dtype: torch.dtype, limits: DeviceLimits) -> Tile:
+    """By the weight and the device alone."""
+    tile = FLOAT32 if dtype == torch.float32 else WIDE if num_outputs >= WIDE_OUTPUTS else NARROW
+    stage = (tile.rows + tile.outputs) * tile.inner * dtype.itemsize
+    return replace(tile, num_stages=max(1, min(tile.num_stages, limits.shared_bytes // stage)))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -95,7 +96,7 @@ def _product(
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return tiled(x, weight, bias, tile_of(weight.shape[0], x.dtype))
+    return tiled(x, weight, bias, tile_of(weight.shape[0], x.dtype, device_limits(x.device)))
 
 
 def tiled(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tile: Tile) -> torch.Tensor:
