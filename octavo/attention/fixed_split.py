@@ -158,8 +158,8 @@ def _cut(step: StepContext, block_table: torch.Tensor, window: int | None, block
     place = torch.minimum(inside, counts[:, None] - 1)  # [tiles, TILE]
     places = torch.arange(len(records) * TILE, device=device).view(-1, TILE)[inside < counts[:, None]]
     query_at = positions[:, None] + place
-    low = torch.tensor(lows, device=device)
-    first_seen = low if window is None else torch.maximum(low, positions - window + 1)
+    lowest = torch.tensor(lows, device=device)
+    first_seen = lowest if window is None else torch.maximum(lowest, positions - window + 1)
     first_chunk, last_chunk = first_seen // CHUNK, query_at[:, -1] // CHUNK
     per_chunk = CHUNK // block_size
     chunks = []
@@ -171,7 +171,7 @@ def _cut(step: StepContext, block_table: torch.Tensor, window: int | None, block
             tiles = torch.cat([members, members[:1].expand(-len(members) % BATCH)])
             blocks = block_table[rows[tiles][:, None], column.clamp(max=block_table.shape[1] - 1)].long()
             at = query_at[tiles]
-            unread = (position > at[:, -1:]) | (position < low[tiles][:, None])
+            unread = (position > at[:, -1:]) | (position < lowest[tiles][:, None])
             hidden = position > at[..., None]
             if window is not None:
                 hidden |= position <= at[..., None] - window

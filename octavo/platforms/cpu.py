@@ -42,6 +42,9 @@ INSTRUCTION_SETS = (
 _NO_LIMIT = 1 << 60
 
 
+INVARIANT = Kernels(lambda query: ("fixed_split",), ("invariant", "torch"))
+
+
 @dataclass(frozen=True)
 class Processor:
     name: str
@@ -78,7 +81,7 @@ def platform(root: Path = Path("/")) -> Platform:
         memory_info=lambda: memory_info(root),
         worker="octavo.worker.worker:Worker",
         default_options={"max_num_batched_tokens": 2048, "max_num_seqs": 256, "gpu_memory_utilization": 0.5},
-        invariant=Kernels(lambda query: ("fixed_split",), ("invariant", "torch")),
+        invariant=INVARIANT,
     )
 
 

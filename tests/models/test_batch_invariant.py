@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,12 @@ from octavo.engine.configure import configure
 from octavo.engine.engine_core import EngineCore
 from octavo.errors import ConfigurationError
 from octavo.ops import dispatch
+from octavo.platforms import cuda
+from octavo.platforms.platform import Kernels
+from octavo.runner.batch import BatchBuilder, Buckets, StaticBatchBuilder
+from octavo.runner.graphs import EagerGraphs
+from tests.models.test_equality import Replays
+from tests.ops import interpreter
 
 NUM_BATCHINGS = 50
 VOCAB = 307
@@ -71,12 +78,13 @@ def _ops_as_found() -> Iterator[None]:
     dispatch.use(())
 
 
-def engine_of(model: dict[str, Any], dtype: str, **options: Any) -> EngineCore:
+def engine_of(model: dict[str, Any], dtype: str, kernels: Kernels | None = None, **options: Any) -> EngineCore:
     options = {"max_model_len": 512, "num_gpu_blocks_override": 600, "max_num_seqs": 64, **options}
     configured = configure(
         Options(model=model, load_format="dummy", dtype=dtype, threads=1, batch_invariant=True, **options)
     )
-    engine = build_engine(configured.resolved.config, configured.platform)
+    platform = configured.platform
+    engine = build_engine(configured.resolved.config, replace(platform, invariant=kernels or platform.invariant))
     with torch.inference_mode():  # dummy weights are within 0.001, which hardly moves a logit
         for parameter in engine.executor.worker.model.parameters():
             parameter *= 1000 / parameter.shape[1] ** 0.5 if parameter.dim() == 2 else 300
@@ -171,6 +179,31 @@ def _check(found: Answer, expected: Answer, num_top: int) -> None:
         assert one.ranks == other.ranks
         assert len(one.logprobs) == 1 + num_top
         assert [value.hex() for value in one.logprobs] == [value.hex() for value in other.logprobs]
+
+
+@pytest.mark.skipif("triton_invariant" not in dispatch.present()["linear"], reason="needs Triton")
+def test_padding_changes_no_bit() -> None:
+    """What a GPU runs, here in Triton's interpreter where there is none: steps at fixed addresses, padded, and computed
+    again as a captured graph would, and steps as they are."""
+    if not torch.cuda.is_available():
+        interpreter.prepare()
+    rng = random.Random(4)
+    asked = [ask(rng, [], length, index) for index, length in enumerate([2, 5])]
+    found = []
+    with np.errstate(all="ignore"):  # the interpreter computes in numpy, and nobody looks at what is in the padding
+        for is_padded in (False, True):
+            options = {"max_num_batched_tokens": 6, "max_num_seqs": 3, "async_scheduling": True}
+            engine = engine_of(FAMILIES["gemma3"], "float32", cuda.INVARIANT, **options)
+            runner, replays = engine.executor.worker.runner, Replays()
+            runner._batches = BatchBuilder(runner.table, 16)
+            runner._graphs = EagerGraphs()
+            if is_padded:
+                runner._batches = StaticBatchBuilder(runner.table, 16, Buckets(3, 6), 6)
+                runner._graphs = replays
+            found.append(answers(engine, asked, [0, 0])[0])
+    assert replays.num_replays > 0
+    for index, one in enumerate(asked):
+        _check(found[1][index], found[0][index], one.params.logprobs or 0)
 
 
 def test_recurrent_models_are_refused() -> None:

@@ -17,11 +17,11 @@ import torch
 from octavo.attention.backend import AttentionCall, AttentionQuery, GroupStep, StepContext
 from octavo.attention.fixed_split import FixedSplit
 from octavo.ops import dispatch
-from octavo.platforms import cpu
+from octavo.platforms import cpu, cuda
 from tests.dense_attention import Layout, dense_attention, random_layout
 from tests.ops.on_device import IS_INTERPRETED, implementation_of
 
-KERNELS = {"cpu": cpu.platform().kernels(batch_invariant=True).op_order, "gpu": ("triton_invariant", "triton", "torch")}
+KERNELS = {"cpu": cpu.INVARIANT.op_order, "gpu": cuda.INVARIANT.op_order}
 PRESENT = ["cpu", "gpu"] if "triton_invariant" in dispatch.present()["linear"] else ["cpu"]
 NARROW = [torch.float32, torch.bfloat16]
 

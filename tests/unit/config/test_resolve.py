@@ -362,3 +362,28 @@ def test_explain_has_a_line_for_each_choice_with_its_reason() -> None:
     assert "4,096" in by_option["max_model_len"]
     automatic = {"max_num_batched_tokens", "enable_prefix_caching", "async_scheduling", "load_format", "tokenizer"}
     assert automatic <= set(by_option)
+
+
+INVARIANT = dataclasses.replace(CPU, has_invariant_kernels=True)
+
+
+def test_batch_invariance_is_as_asked_where_it_can_be() -> None:
+    assert not run(platform=INVARIANT).config.model.batch_invariant
+    asked = run(platform=INVARIANT, batch_invariant=True)
+    assert asked.config.model.batch_invariant
+    assert "slower" in why(asked, "batch_invariant")
+
+
+@pytest.mark.parametrize(
+    ("config", "platform", "options", "message"),
+    [
+        (MAMBA, INVARIANT, {}, "batch_invariant: MambaForCausalLM has recurrent layers"),
+        ({}, CPU, {}, "batch_invariant: there are no such kernels for cpu"),
+        ({}, INVARIANT, {"attention_backend": "torch_sdpa"}, r"attention_backend \(torch_sdpa\) and batch_invariant"),
+    ],
+)
+def test_batch_invariance_is_refused_where_it_cannot(
+    config: dict[str, Any], platform: PlatformFacts, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        run(config, platform, batch_invariant=True, **options)
