@@ -25,20 +25,19 @@ from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 FLOATS = ("float32", "bfloat16", "float16")
 CHUNK = 128  # keys
 TILE = 8  # query tokens
-BATCH = 4  # tiles whose products are one call
-MOST_TILES = 64  # whose keys and values are gathered at a time, which bounds memory
+MOST_TILES = 64  # that go together, which bounds memory
 FLOOR = -1.0e30  # where a running maximum starts: finite, so that nothing is ever inf - inf
 
 
 @dataclass(slots=True)
 class ChunkStep:
-    """Tiles that have a chunk, n of them, padded to whole batches by copies of the first."""
+    """Tiles that have a chunk, n of them, of r rows."""
 
-    num_tiles: int  # n
-    tiles: torch.Tensor  # [n'] int64
-    blocks: torch.Tensor  # [n' * CHUNK / block_size] int64
-    unread: torch.Tensor  # [n', CHUNK] bool: places that may hold anything
-    hidden: torch.Tensor  # [n', TILE, CHUNK] bool: keys that a query must not see
+    tiles: torch.Tensor  # [n] int64
+    rows: list[int]  # of each tile, among those r
+    blocks: torch.Tensor  # [r * CHUNK / block_size] int64
+    unread: torch.Tensor | None  # [r, CHUNK] bool: places that may hold anything; None: none
+    mask: torch.Tensor | None  # [n, 1, TILE, 1, CHUNK] float32: -inf at keys that a query must not see; None: none
 
 
 @dataclass(slots=True)
@@ -105,61 +104,56 @@ class _State:
 
 
 def _attend(q: torch.Tensor, cache: torch.Tensor, chunk: ChunkStep, call: AttentionCall, state: _State) -> None:
-    num_tiles, tiles = chunk.num_tiles, chunk.tiles
-    k, v = (
-        part.index_select(0, chunk.blocks)
-        .float()
-        .view(len(tiles), CHUNK, call.num_kv_heads, call.head_dim)
-        .masked_fill_(chunk.unread[..., None, None], 0)  # whatever lies there, NaN included
-        .transpose(1, 2)
-        .contiguous()  # [n', K, CHUNK, H]
-        for part in (cache[:, 0], cache[:, 1])
-    )
-    scores = _products(q.index_select(0, tiles), k.transpose(2, 3)).mul_(call.scale)[:num_tiles]
+    keys, values = _gather(cache[:, 0], chunk, call), _gather(cache[:, 1], chunk, call)
+    scores = q.new_empty(len(chunk.tiles), *q.shape[1:3], CHUNK)
+    for q_tile, row, out in zip(q.index_select(0, chunk.tiles).unbind(), chunk.rows, scores.unbind(), strict=True):
+        torch.bmm(q_tile, keys[row].transpose(1, 2), out=out)
+    scores.mul_(call.scale)
     if call.soft_cap is not None:
         scores.div_(call.soft_cap).tanh_().mul_(call.soft_cap)
-    group = call.num_heads // call.num_kv_heads
-    scores.unflatten(2, (TILE, group)).masked_fill_(chunk.hidden[:num_tiles, None, :, None], float("-inf"))
-    tiles = tiles[:num_tiles]
-    before = state.maxima.index_select(0, tiles)
+    if chunk.mask is not None:
+        scores.unflatten(2, (TILE, -1)).add_(chunk.mask)
+    before = state.maxima.index_select(0, chunk.tiles)
     maxima = torch.maximum(before, scores.amax(-1, keepdim=True))
     weights = scores.sub_(maxima).exp_()
     faded = before.sub_(maxima).exp_()
-    sums = state.sums.index_select(0, tiles).mul_(faded).add_(weights.sum(-1, keepdim=True))
-    added = _products(torch.cat([weights, weights.new_zeros(len(v) - num_tiles, *weights.shape[1:])]), v)[:num_tiles]
-    values = state.values.index_select(0, tiles).mul_(faded).add_(added)
-    state.maxima.index_copy_(0, tiles, maxima)
-    state.sums.index_copy_(0, tiles, sums)
-    state.values.index_copy_(0, tiles, values)
+    sums = state.sums.index_select(0, chunk.tiles).mul_(faded).add_(weights.sum(-1, keepdim=True))
+    added = q.new_empty(len(chunk.tiles), *q.shape[1:])
+    for weights_tile, row, out in zip(weights.unbind(), chunk.rows, added.unbind(), strict=True):
+        torch.bmm(weights_tile, values[row], out=out)
+    added.add_(state.values.index_select(0, chunk.tiles).mul_(faded))
+    state.maxima.index_copy_(0, chunk.tiles, maxima)
+    state.sums.index_copy_(0, chunk.tiles, sums)
+    state.values.index_copy_(0, chunk.tiles, added)
 
 
-def _products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a @ b of [n', K, ...], in calls of one shape."""
-    out = a.new_empty(*a.shape[:-1], b.shape[-1])
-    for a_part, b_part, out_part in zip(a.split(BATCH), b.split(BATCH), out.split(BATCH), strict=True):
-        torch.bmm(a_part.flatten(0, 1), b_part.flatten(0, 1), out=out_part.flatten(0, 1))
-    return out
+def _gather(part: torch.Tensor, chunk: ChunkStep, call: AttentionCall) -> tuple[torch.Tensor, ...]:
+    """The chunk's keys or values of each row, [K, CHUNK, H] in float32."""
+    found = part.index_select(0, chunk.blocks).view(-1, CHUNK, call.num_kv_heads, call.head_dim).transpose(1, 2)
+    found = found.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    if chunk.unread is not None:  # whatever lies there, NaN included
+        found.masked_fill_(chunk.unread[:, None, :, None], 0)
+    return found.unbind()
 
 
 def _cut(step: StepContext, block_table: torch.Tensor, window: int | None, block_size: int) -> Tiles:
     lengths: list[int] = step.seq_lens.tolist()
     starts: list[int] = step.query_start.tolist()
     records: list[tuple[int, int, int, int]] = []  # row, first token, tokens, first token's position
-    lows: list[int] = []  # the first position that a row's queries may see: what lies before may be gone
+    lows: list[int] = []  # the first position that each row's queries may see: what lies before may be gone
     for row, length in enumerate(lengths):
         begin, end = starts[row], starts[row + 1]
-        low = 0 if window is None else max(0, length - (end - begin) - window + 1)
+        lows.append(0 if window is None else max(0, length - (end - begin) - window + 1))
         for token in range(begin, end, TILE):
             records.append((row, token, min(TILE, end - token), length - end + token))
-            lows.append(low)
     device = block_table.device
     rows, tokens, counts, positions = (torch.tensor(part, device=device) for part in zip(*records, strict=True))
     inside = torch.arange(TILE, device=device)
     place = torch.minimum(inside, counts[:, None] - 1)  # [tiles, TILE]
     places = torch.arange(len(records) * TILE, device=device).view(-1, TILE)[inside < counts[:, None]]
     query_at = positions[:, None] + place
-    lowest = torch.tensor(lows, device=device)
-    first_seen = lowest if window is None else torch.maximum(lowest, positions - window + 1)
+    row_lows = torch.tensor(lows, device=device)
+    first_seen = torch.zeros_like(positions) if window is None else (positions - window + 1).clamp(min=0)
     first_chunk, last_chunk = first_seen // CHUNK, query_at[:, -1] // CHUNK
     per_chunk = CHUNK // block_size
     chunks = []
@@ -167,13 +161,23 @@ def _cut(step: StepContext, block_table: torch.Tensor, window: int | None, block
         having = ((first_chunk <= index) & (index <= last_chunk)).nonzero()[:, 0]
         column = torch.arange(index * per_chunk, (index + 1) * per_chunk, device=device)
         position = torch.arange(index * CHUNK, (index + 1) * CHUNK, device=device)
-        for members in having.split(MOST_TILES) if len(having) else ():
-            tiles = torch.cat([members, members[:1].expand(-len(members) % BATCH)])
-            blocks = block_table[rows[tiles][:, None], column.clamp(max=block_table.shape[1] - 1)].long()
-            at = query_at[tiles]
-            unread = (position > at[:, -1:]) | (position < lowest[tiles][:, None])
-            hidden = position > at[..., None]
+        for tiles in having.split(MOST_TILES) if len(having) else ():
+            its_rows, row_of_tile = rows[tiles].unique(return_inverse=True)
+            blocks = block_table[its_rows[:, None], column.clamp(max=block_table.shape[1] - 1)].long()
+            unread = position >= step.seq_lens[its_rows][:, None]
             if window is not None:
-                hidden |= position <= at[..., None] - window
-            chunks.append(ChunkStep(len(members), tiles, blocks.flatten(), unread, hidden))
+                unread |= position < row_lows[its_rows][:, None]
+            hidden = position > query_at[tiles][..., None]
+            if window is not None:
+                hidden |= position <= query_at[tiles][..., None] - window
+            mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))[:, None, :, None]
+            chunks.append(
+                ChunkStep(
+                    tiles,
+                    row_of_tile.tolist(),
+                    blocks.flatten(),
+                    unread if unread.any() else None,
+                    mask if hidden.any() else None,
+                )
+            )
     return Tiles((tokens[:, None] + place).flatten(), places, chunks)
