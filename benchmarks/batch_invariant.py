@@ -1,8 +1,8 @@
 """What batch_invariant costs: throughput and single-stream latency with and without it; JSON out.
 
-    python benchmarks/batch_invariant.py                                  the demo model on this machine
-    python benchmarks/batch_invariant.py --shape llama-8b                 random weights: decode at 1, 64, 256 rows; prefill
-    python benchmarks/batch_invariant.py --shape llama-8b --products      each matrix product beside the library's, by tile
+    python benchmarks/batch_invariant.py                                the demo model
+    python benchmarks/batch_invariant.py --shape llama-8b               random weights: decode of 1 to 256 rows; prefill
+    python benchmarks/batch_invariant.py --shape llama-8b --products    matrix products beside the library's, by tile
 
 Prompts are random token ids, end-of-sequence is ignored, greedy. One engine a mode, one after the other in a process;
 the best of some repetitions counts. On a machine that others use too, compare processor_seconds: what the process was
@@ -58,7 +58,7 @@ def compare(shape: str | None, workloads: dict[str, Workload], args: argparse.Na
     report: dict[str, Any] = {"shape": shape or "demo model", "device": device_name(), "workloads": {}}
     for mode, is_invariant in modes.items():
         options = {"batch_invariant": is_invariant, "enable_prefix_caching": False, **json.loads(args.options)}
-        options.setdefault("max_model_len", max(workload.longest for workload in workloads.values()))
+        options.setdefault("max_model_len", max(128, *(workload.longest for workload in workloads.values())))
         if shape is not None:
             options.setdefault("load_format", "dummy")
         frontend = open_frontend(None if shape is None else SHAPES[shape], options)
@@ -128,12 +128,12 @@ def products(shape: dict[str, Any], repetitions: int) -> dict[str, Any]:
             times = {}
             for rows in (1, 64, 256, 2048):
                 x = all_rows[:rows]
-                times[rows] = round(microseconds(lambda x=x, t=tile: tiled(x, weight, None, t), repetitions), 1)
+                times[rows] = round(microseconds(lambda x=x, w=weight, t=tile: tiled(x, w, None, t), repetitions), 1)
             row = {"microseconds": times, "rows_are_invariant": same, "chosen": tile == chosen}
             report["products"].setdefault(name, {})[str(tile)] = row
             tell(f"{name} {tile}: {row}")
         library = {
-            rows: round(microseconds(lambda x=all_rows[:rows]: functional.linear(x, weight), repetitions), 1)
+            rows: round(microseconds(lambda x=all_rows[:rows], w=weight: functional.linear(x, w), repetitions), 1)
             for rows in (1, 64, 256, 2048)
         }
         report["products"][name]["library"] = {"microseconds": library}

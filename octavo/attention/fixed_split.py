@@ -36,7 +36,7 @@ class ChunkStep:
     tiles: torch.Tensor  # [n] int64
     rows: list[int]  # of each tile, among those r
     blocks: torch.Tensor  # [r * CHUNK / block_size] int64
-    unread: torch.Tensor | None  # [r, CHUNK] bool: places that may hold anything; None: none
+    unread: torch.Tensor | None  # int64: gathered places (of r * CHUNK) that may hold anything; None: none
     mask: torch.Tensor | None  # [n, 1, TILE, 1, CHUNK] float32: -inf at keys that a query must not see; None: none
 
 
@@ -129,11 +129,11 @@ def _attend(q: torch.Tensor, cache: torch.Tensor, chunk: ChunkStep, call: Attent
 
 def _gather(part: torch.Tensor, chunk: ChunkStep, call: AttentionCall) -> tuple[torch.Tensor, ...]:
     """The chunk's keys or values of each row, [K, CHUNK, H] in float32."""
-    found = part.index_select(0, chunk.blocks).view(-1, CHUNK, call.num_kv_heads, call.head_dim).transpose(1, 2)
-    found = found.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
+    found = part.index_select(0, chunk.blocks).flatten(0, 1)
     if chunk.unread is not None:  # whatever lies there, NaN included
-        found.masked_fill_(chunk.unread[:, None, :, None], 0)
-    return found.unbind()
+        found.index_fill_(0, chunk.unread, 0)
+    by_row = found.view(-1, CHUNK, call.num_kv_heads, call.head_dim).transpose(1, 2)
+    return torch.empty(by_row.shape, device=part.device).copy_(by_row).unbind()
 
 
 def _cut(step: StepContext, block_table: torch.Tensor, window: int | None, block_size: int) -> Tiles:
@@ -176,7 +176,7 @@ def _cut(step: StepContext, block_table: torch.Tensor, window: int | None, block
                     tiles,
                     row_of_tile.tolist(),
                     blocks.flatten(),
-                    unread if unread.any() else None,
+                    unread.flatten().nonzero()[:, 0] if unread.any() else None,
                     mask if hidden.any() else None,
                 )
             )

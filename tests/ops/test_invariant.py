@@ -41,8 +41,8 @@ each = pytest.mark.parametrize("kernels", PRESENT)
 
 def op_of(name: str, kernels: str) -> Callable[..., Any]:
     """What `dispatch.use` would bind on that platform."""
-    order = KERNELS[kernels]
-    return implementation_of(name, next(one for one in order if one in dispatch.present()[name]))
+    found = next(one for one in KERNELS[kernels] if one in dispatch.present()[name])
+    return dispatch.implementation_of(name, found) if kernels == "cpu" else implementation_of(name, found)
 
 
 def random_rows(rows: int, width: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
@@ -50,23 +50,19 @@ def random_rows(rows: int, width: int, dtype: torch.dtype, scale: float = 1.0) -
 
 
 def is_invariant(run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, sizes: list[int], kernels: str) -> None:
-    """Rows of x alone, and in batches of the given sizes, in random order, beside whatever else there is."""
+    """Each row of x alone, and at every place of batches of the given sizes, drawn from them."""
     few = kernels == "gpu" and IS_INTERPRETED
-    watched = 2 if few else 8
-    alone = [run(x[row : row + 1].clone())[0] for row in range(watched)]
-    rng = random.Random(len(x))
+    x = x[:2] if few else x
+    alone = torch.cat([run(x[row : row + 1].clone()) for row in range(len(x))])
+    generator = torch.Generator().manual_seed(len(x))
     for size in [3, 18] if few else sizes:  # the interpreter is slow
-        order = [rng.randrange(len(x)) for _ in range(size)]
-        places = rng.sample(range(size), min(size, watched))
-        for row, place in enumerate(places):
-            order[place] = row
-        out = run(x[torch.tensor(order)])
-        for row, place in enumerate(places):
-            same = out[place].view(torch.uint8) == alone[row].view(torch.uint8)
-            assert same.all(), f"row {row} at place {place} of {size}"
+        order = torch.randint(len(x), (size,), generator=generator)
+        found, expected = run(x[order]), alone[order]
+        differ = (found.view(torch.uint8) != expected.view(torch.uint8)).any(-1).nonzero()[:, 0]
+        assert not len(differ), f"of {size} rows those at {differ.tolist()}"
 
 
-SIZES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 65, 100, 257, 600]
+SIZES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 64, 65, 100, 257, 511, 600]
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -78,7 +74,7 @@ def test_products(kernels: str, outputs: int, inputs: int, dtype: torch.dtype) -
         pytest.skip("slow in the interpreter")
     weight, bias = random_rows(outputs, inputs, dtype, inputs**-0.5), random_rows(1, outputs, dtype)[0]
     run = op_of("linear", kernels)
-    is_invariant(lambda x: run(x, weight, bias), random_rows(600, inputs, dtype), SIZES, kernels)
+    is_invariant(lambda x: run(x, weight, bias), random_rows(64, inputs, dtype), SIZES, kernels)
 
 
 def test_rows_that_are_not_finite_harm_no_other() -> None:
@@ -100,7 +96,7 @@ def test_rows_that_are_not_finite_harm_no_other() -> None:
 def test_elementwise_ops_and_norms(kernels: str, width: int, dtype: torch.dtype) -> None:
     if kernels == "gpu" and IS_INTERPRETED and width > 100:
         pytest.skip("slow in the interpreter")
-    x, weight = random_rows(600, 2 * width, dtype, 2.0), random_rows(1, 2 * width, dtype)[0]
+    x, weight = random_rows(64, 2 * width, dtype, 2.0), random_rows(1, 2 * width, dtype)[0]
     for name in ("silu_and_mul", "gelu_and_mul", "gelu_tanh_and_mul"):
         is_invariant(op_of(name, kernels), x, SIZES, kernels)
     norm, add_norm = op_of("rms_norm", kernels), op_of("add_rms_norm", kernels)
@@ -142,8 +138,8 @@ def test_rotation(kernels: str, dtype: torch.dtype) -> None:
         )
         return torch.cat([q.flatten(1), cache[slots // 8, 0, slots % 8].flatten(1)], -1)
 
-    x = random_rows(600, sum(parts), dtype)
-    x[:, -1] = torch.arange(600) % 200
+    x = random_rows(64, sum(parts), dtype)
+    x[:, -1] = torch.arange(64) * 3
     is_invariant(rotated, x, SIZES, kernels)
 
 
