@@ -370,15 +370,15 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         if self.early_stopping and not self.use_beam_search:
             raise InvalidRequest("early_stopping has a meaning only with use_beam_search", "early_stopping")
         if self.use_beam_search:
-            if self.output_kind is RequestOutputKind.DELTA:
-                raise InvalidRequest(
-                    "beam search cannot be streamed: what is best is known at the end", "use_beam_search"
-                )
             for name in BEAMS_EXCLUDE:
                 if getattr(self, name) not in (None, [], 0) or (
                     name == "prompt_logprobs" and self.prompt_logprobs == 0
                 ):
                     raise InvalidRequest(f"{name} cannot be combined with use_beam_search", name)
+            if self.output_kind is RequestOutputKind.DELTA:
+                raise InvalidRequest(
+                    "beam search cannot be streamed: what is best is known at the end", "use_beam_search"
+                )
 
     def _check_output(self) -> None:
         for name in (
