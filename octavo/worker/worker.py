@@ -33,7 +33,7 @@ class Worker:
     """Construction does it all: load, measure, allocate. Raises CheckpointError, ConfigurationError, OutOfMemory."""
 
     def __init__(self, config: EngineConfig, platform: Platform, phases: Phases | None = None) -> None:
-        phases = phases or Phases()
+        self.phases = phases = phases or Phases()
         torch.set_num_threads(config.machine.threads)
         self.device = torch.device(platform.device)
         self.model = make_model(config, platform, self.device)
@@ -113,6 +113,6 @@ class Worker:
 
     def release(self) -> None:
         """Gives the memory back. May be called again."""
-        self.runner.reset()
+        self.runner.release()
         self.cache.unbind(self.model)
         self.cache = PagedCache((), self.slabs, 0, self.device)
