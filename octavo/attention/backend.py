@@ -95,6 +95,9 @@ class AttentionBackend(GroupBackend, Protocol):
     def why_not(self, query: AttentionQuery) -> str | None:
         """None if this backend can serve `query`, else the reason."""
 
+    def prepare(self) -> None:
+        """It will be used: what takes long to load may begin, on another thread."""
+
     def forward(
         self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall
     ) -> torch.Tensor:

@@ -72,6 +72,9 @@ class TorchSdpa:
     def plan(self, step: StepContext, group: int) -> SdpaPlan:
         return SdpaPlan()
 
+    def prepare(self) -> None:
+        """Nothing to load."""
+
     def graph_key(self, step: StepContext) -> Hashable:
         return None
 

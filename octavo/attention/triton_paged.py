@@ -71,6 +71,9 @@ class TritonPaged:
             return f"compute capability {_dotted(query.capability)} is under 8.0, which bfloat16 needs"
         return None
 
+    def prepare(self) -> None:
+        """Nothing to load."""
+
     def graph_key(self, step: StepContext) -> Hashable:
         bounds = self.bounds(step)
         groups = step.extras.get(SHARED_PREFIX)

@@ -18,14 +18,18 @@ from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.constraint import StructuredOutputs
 from octavo.structured.forced import ForcedTokens
 from octavo.structured.vocabulary import vocabulary_of
+from octavo.telemetry.phases import Phases
 from octavo.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 
-def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
-    """Loads the model and makes the core. Raises CheckpointError, ConfigurationError, OutOfMemory."""
-    worker = Worker(config, platform)
+def build_engine(config: EngineConfig, platform: Platform, phases: Phases | None = None) -> EngineCore:
+    """Loads the model and makes the core; `phases` go on from what came before. Raises CheckpointError,
+    ConfigurationError, OutOfMemory."""
+    phases = phases or Phases()
+    worker = Worker(config, platform, phases)
+    logger.info("start: %s", phases)
     sample = config.machine.block_lives_sample
     cache = CacheManager(
         worker.groups,

@@ -26,9 +26,22 @@ from octavo.worker.paged_cache import PagedCache
 
 def build_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
     """The model with its weights."""
+    model = make_model(config, platform, device)
+    load_weights(config, model, device)
+    return model
+
+
+def make_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
+    """The model, whose parameters have no values yet."""
+    with torch.inference_mode():
+        model, attention = _construct(config, platform, device)
+    attention.prepare()
+    return model
+
+
+def load_weights(config: EngineConfig, model: CausalLM, device: torch.device) -> None:
     model_config = config.model
     with torch.inference_mode():
-        model, _ = _construct(config, platform, device)
         if model_config.load_format == "dummy":
             model.load(_DummyWeights(model, model_config.seed, device))
         else:
@@ -36,7 +49,6 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
                 description = f"loading {model_config.checkpoint.name}"
                 with progress_bar(total=weights.total_bytes, description=description, unit="B") as bar:
                     model.load(weights, bar.advance)
-    return model
 
 
 def build_skeleton(config: EngineConfig, platform: Platform) -> tuple[CausalLM, AttentionSelector]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from tests.dense_attention import Layout, dense_attention, random_layout
 pytest.importorskip("triton")
 
 from octavo.attention.triton_paged import SHARED_PREFIX, TritonPaged
+from octavo.ops import ahead
 from octavo.ops.dispatch import implementation_of
 from octavo.ops.triton.attention_decode import decode_attention
 from octavo.ops.triton.attention_prefill import prefill_attention
@@ -392,6 +393,34 @@ def test_flash_attention_is_not_called_for_a_decode_step(flash: Any) -> None:
     layout = random_layout([(1, 30), (4, 31)], 4, 2, 16)
     close(attend(module.FlashTriton(), layout, step_of(layout)), dense_attention(layout, 0.3, None, None))
     assert not calls
+
+
+def test_flash_attention_is_not_called_for_very_many_rows(flash: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would compile other kernels for them."""
+    module, calls = flash
+    monkeypatch.setattr(module, "MOST_ROWS", 7)
+    layout = random_layout([(5, 9), (70, 70)], 4, 2, 16)
+    close(attend(module.FlashTriton(), layout, step_of(layout, padding=6)), dense_attention(layout, 0.3, None, None))
+    assert not calls
+
+
+def test_where_flash_attention_cannot_be_imported_octavo_s_kernel_serves(flash: Any) -> None:
+    module, calls = flash
+    backend = module.FlashTriton()
+    backend._flash = SimpleNamespace(function=lambda: None)
+    layout = random_layout([(1, 40), (9, 9), (2, 70)], 4, 2, 16)
+    close(attend(backend, layout, step_of(layout, padding=5)), dense_attention(layout, 0.3, None, None))
+    assert not calls
+
+
+def test_flash_attention_is_compiled_once_for_layers_that_are_alike(flash: Any) -> None:
+    module, calls = flash
+    layout, backend = random_layout([(9, 9), (2, 70)], 4, 2, 16), module.FlashTriton()
+    with ahead.Rehearsal(torch.device("cpu"), num_threads=1):
+        for _ in range(2):
+            attend(backend, layout, step_of(layout))
+    close(attend(backend, layout, step_of(layout)), dense_attention(layout, 0.3, None, None))
+    assert len(calls) == 2  # one to compile it
 
 
 @pytest.mark.parametrize(
