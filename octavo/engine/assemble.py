@@ -14,6 +14,7 @@ from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
 from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
+from octavo.scheduler.shared_prefixes import SharedPrefixes
 from octavo.structured.constraint import StructuredOutputs
 from octavo.structured.vocabulary import vocabulary_of
 from octavo.worker.worker import Worker
@@ -48,7 +49,8 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
     if cache.has_states:
         caps.append(StateBorders(cache))
     structured = StructuredOutputs(lambda: vocabulary_of(config), config.structured, config.machine.threads)
-    scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured])
+    prefixes = SharedPrefixes(cache) if worker.model.reads_shared_prefix else None
+    scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured], shared_prefixes=prefixes)
     return EngineCore(
         scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed, constraint=structured
     )

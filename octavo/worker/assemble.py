@@ -19,6 +19,7 @@ from octavo.runner.batch import BatchBuilder, Buckets, Builder, StaticBatchBuild
 from octavo.runner.extension import BatchExtension
 from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
 from octavo.runner.row_table import RowTable
+from octavo.runner.shared_prefix import SharedPrefix
 from octavo.runner.state_copies import StateCopies
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
@@ -63,8 +64,11 @@ def _construct(config: EngineConfig, platform: Platform, device: torch.device) -
     return cls(model_config.checkpoint.config, build), attention
 
 
-def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:
-    return [StateCopies(cache.copy)]
+def build_extensions(cache: PagedCache, model: CausalLM, table: RowTable) -> Sequence[BatchExtension]:
+    extensions: list[BatchExtension] = [StateCopies(cache.copy)]
+    if model.reads_shared_prefix:
+        extensions.append(SharedPrefix(len(table.computed), table.computed.device))
+    return extensions
 
 
 def build_steps(

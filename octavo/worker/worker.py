@@ -50,7 +50,7 @@ class Worker:
             self.model,
             table,
             SampleFinish(self.model, table, sampler),
-            build_extensions(self.cache),
+            build_extensions(self.cache, self.model, table),
             *build_steps(config, platform, self.model, table, self.groups[0].tokens),
             scrub=self.cache.scrub,
         )

@@ -148,6 +148,7 @@ class DeviceAttention:
 
     name = "device_attention"
     is_capturable = True
+    reads_shared_prefix = False
 
     def why_not(self, query: AttentionQuery) -> None:
         return None

@@ -197,7 +197,7 @@ def engine_with_groups(pages: Any, **options: Any) -> tuple[EngineCore, Checking
     policy=st.sampled_from(["fcfs", "priority"]),
 )
 def test_in_any_history_every_group_shares_what_it_says(events, pages, num_slabs, budget, depth, policy):
-    engine, device = engine_with_groups(
+    engine, _ = engine_with_groups(
         pages, num_slabs=num_slabs, budget=budget, max_rows=8, depth=depth, policy=policy, max_model_len=300
     )
     stems = [[(7 * i + k) % 49 + 1 for i in range(150)] for k in range(3)]
