@@ -8,6 +8,7 @@ import torch
 
 from octavo.attention.select import AttentionSelector
 from octavo.config.engine_config import EngineConfig
+from octavo.core.buckets import Buckets
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
 from octavo.loader.dummy import dummy_tensor
@@ -15,7 +16,7 @@ from octavo.loader.files import open_weights
 from octavo.models.registry import model_class
 from octavo.ops import dispatch
 from octavo.platforms.platform import Platform
-from octavo.runner.batch import BatchBuilder, Buckets, Builder, StaticBatchBuilder
+from octavo.runner.batch import BatchBuilder, Builder, StaticBatchBuilder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
 from octavo.runner.row_table import RowTable
@@ -74,12 +75,20 @@ def build_extensions(cache: PagedCache, model: CausalLM, table: RowTable) -> Seq
 def build_steps(
     config: EngineConfig, platform: Platform, model: CausalLM, table: RowTable, block_size: int
 ) -> tuple[Builder, Graphs]:
-    """How a step becomes tensors, and how its forward runs. Padding needs cache writes that leave it out."""
-    device, scheduler = table.computed.device, config.scheduler
-    if platform.graphs == "eager" or not model.is_capturable or not dispatch.is_specialised("rope_and_write"):
+    """How a step becomes tensors, and how its forward runs."""
+    buckets = choose_buckets(config, platform, model)
+    if buckets is None:
         return BatchBuilder(table, block_size), EagerGraphs()
-    buckets = Buckets(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-    return StaticBatchBuilder(table, block_size, buckets, scheduler.max_num_batched_tokens), CudaGraphs(device)
+    builder = StaticBatchBuilder(table, block_size, buckets, config.scheduler.max_num_batched_tokens)
+    return builder, CudaGraphs(table.computed.device)
+
+
+def choose_buckets(config: EngineConfig, platform: Platform, model: CausalLM) -> Buckets | None:
+    """The sizes that steps are padded to, once caches are bound; None where they are not. Padding needs cache writes
+    that leave it out."""
+    if platform.graphs == "eager" or not model.is_capturable or not dispatch.is_specialised("rope_and_write"):
+        return None
+    return Buckets(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
 
 
 class _DummyWeight:

@@ -15,7 +15,7 @@ from octavo.runner.finish import SampleFinish
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.row_table import RowTable
 from octavo.sampling.sampler import Sampler
-from octavo.worker.assemble import build_extensions, build_model, build_steps
+from octavo.worker.assemble import build_extensions, build_model, build_steps, choose_buckets
 from octavo.worker.explain import explain_groups
 from octavo.worker.memory import MemoryPlan, plan_memory
 from octavo.worker.paged_cache import PagedCache
@@ -54,6 +54,7 @@ class Worker:
             *build_steps(config, platform, self.model, table, self.groups[0].tokens),
             scrub=self.cache.scrub,
         )
+        self.buckets = choose_buckets(config, platform, self.model)
         logger.info(
             "%s: weights %.2f GiB in %.1f s; cache %.2f GiB, %s blocks of %d tokens (%s)",
             config.model.checkpoint.name,

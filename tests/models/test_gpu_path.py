@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from octavo.core.buckets import Buckets
 from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
 from octavo.core.step import StepPlan
 from octavo.engine.engine_core import EngineCore
 from octavo.executor.executor import StepHandle
 from octavo.ops import dispatch
-from octavo.runner.batch import Buckets, StaticBatchBuilder
+from octavo.runner.batch import StaticBatchBuilder
 from octavo.scheduler.shared_prefixes import PrefixLimits, SharedPrefixes
 from tests.models.test_equality import Reference, Replays, engine_for, reference, run
 from tests.ops import interpreter
