@@ -15,6 +15,7 @@ from octavo.ops.state_rows import StateRows
 class RecurrentBackend:
     name = "recurrent"
     is_capturable = False
+    reads_shared_prefix = False
 
     def plan(self, step: StepContext, group: int) -> StateRows:
         # A row without a past is known on the host, where the bound of its length is exact.
