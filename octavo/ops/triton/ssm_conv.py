@@ -53,8 +53,8 @@ def _write_row(
     place = count + tap
     kept = inside[:, None] & (tap < W - 1) & (count > 0)
     old = tl.load(state[:, None] + place, mask=kept & was_there[:, None] & (place < W - 1), other=0.0).to(tl.float32)
-    new_at = x + (place - (W - 1)) * x_stride + channel[:, None]
-    new = tl.load(new_at, mask=kept & (place >= W - 1), other=0.0).to(tl.float32)
+    token_at = x + (place - (W - 1)) * x_stride + channel[:, None]
+    new = tl.load(token_at, mask=kept & (place >= W - 1), other=0.0).to(tl.float32)
     after = tl.where(place < W - 1, old, new)
     for first in range(0, tl.minimum(count, W - 1)):
         total = tl.zeros(channel.shape, tl.float32)

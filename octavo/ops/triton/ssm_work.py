@@ -36,6 +36,16 @@ def softplus(x):
 
 
 @triton.jit
+def time_step(dt, bias, low, high, HAS_LIMIT: tl.constexpr):
+    """Mamba-2's delta."""
+    delta = softplus(dt.to(tl.float32) + bias)
+    if HAS_LIMIT:  # NaN stays NaN
+        delta = tl.where(delta < low, low, delta)
+        delta = tl.where(delta > high, high, delta)
+    return delta
+
+
+@triton.jit
 def silu(x):
     return x / (1.0 + tl.exp(-x))
 
