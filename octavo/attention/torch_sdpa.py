@@ -56,6 +56,7 @@ class SdpaPlan:
 class TorchSdpa:
     name = "torch_sdpa"
     is_capturable = False
+    reads_shared_prefix = False
 
     def __init__(self) -> None:
         self._stairs: dict[tuple[int | None, torch.dtype, torch.device], torch.Tensor] = {}

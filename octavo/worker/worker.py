@@ -19,7 +19,7 @@ from octavo.runner.model_runner import ModelRunner
 from octavo.runner.row_table import RowTable
 from octavo.sampling.sampler import Sampler
 from octavo.telemetry.phases import Phases
-from octavo.worker.assemble import build_extensions, build_steps, load_weights, make_model
+from octavo.worker.assemble import build_extensions, build_steps, choose_buckets, load_weights, make_model
 from octavo.worker.explain import explain_groups
 from octavo.worker.memory import MemoryPlan, plan_memory
 from octavo.worker.paged_cache import PagedCache
@@ -62,6 +62,7 @@ class Worker:
         self.cache = PagedCache(self.groups, self.slabs, self.memory.num_slabs, self.device)
         self.cache.bind(self.model)
         self.runner = self._make_runner(self.cache)
+        self.buckets = choose_buckets(config, platform, self.model)
         phases.end("cache")
         logger.info(
             "%s: weights %.2f GiB; cache %.2f GiB, %s blocks of %d tokens (%s)",
@@ -87,7 +88,7 @@ class Worker:
             self.model,
             table,
             SampleFinish(self.model, table, sampler),
-            build_extensions(cache),
+            build_extensions(cache, self.model, table),
             batches,
             graphs if has_graphs else EagerGraphs(),
             scrub=cache.scrub,
