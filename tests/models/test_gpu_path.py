@@ -29,7 +29,8 @@ def triton_ops() -> Iterator[None]:
     dispatch.use(())
 
 
-@pytest.mark.parametrize("reference", ["gemma3"], indirect=True)  # two groups, windows, norms of heads
+# two groups, windows, norms of heads; attention and Mamba-2
+@pytest.mark.parametrize("reference", ["gemma3", "bamba"], indirect=True)
 def test_greedy_tokens_equal_those_of_transformers(reference: Reference, triton_ops: None) -> None:
     engine = engine_for(
         reference,

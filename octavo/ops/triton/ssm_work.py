@@ -19,7 +19,9 @@ import triton.language as tl
 
 from octavo.ops.state_rows import SHORT_TOKENS, StateRows
 
-RECORD = 8  # int32 places of a chunk: row, first token, tokens; of a last one also its row's first full one and how many
+RECORD = (
+    8  # int32 places of a chunk: row, first token, tokens; of a last one also its row's first full one and how many
+)
 LIST_PROGRAMS = 16  # each finds all offsets and writes its share of the records
 PLACE_TOKENS = 256  # of a program that finds tokens' places
 
@@ -60,7 +62,7 @@ def _find_places(query_start, places, num_rows, num_tokens, steps, BLOCK: tl.con
     # query_start[low] <= token < query_start[high], halved until they are neighbours
     low = tl.zeros([BLOCK], tl.int32)
     high = low + num_rows
-    for _ in range(0, steps):
+    for _ in range(steps):
         middle = (low + high) // 2
         is_before = tl.load(query_start + middle) <= token
         low = tl.where(is_before, middle, low)
