@@ -82,8 +82,11 @@ class GroupBackend(Protocol):
     """What serves the layers of a cache group, of whatever kind: it sees each step once, before them."""
 
     name: str
-    is_capturable: bool  # reads of a step only its tensors, which may be padded; else the host's lists, exact ones
     reads_shared_prefix: bool  # makes use of SHARED_PREFIX
+
+    @property
+    def is_capturable(self) -> bool:
+        """Reads of a step only its tensors, which may be padded; else the host's lists, exact ones."""
 
     def plan(self, step: StepContext, group: int) -> Any:
         """Whatever the kernels need of this step, made once for all layers of a group."""

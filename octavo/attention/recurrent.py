@@ -29,13 +29,11 @@ class RecurrentBackend:
 
     def plan(self, step: StepContext, group: int) -> StateRows:
         blocks = step.groups[group].block_table[:, 0].long()
-        if self.is_capturable:
-            fresh = step.seq_lens == step.query_start.diff()
-            return StateRows(blocks, fresh, step.query_start, step.query_lens, {"bounds": self.bounds(step)})
+        derived = {"bounds": self.bounds(step)} if self.is_capturable else {}
         # A row without a past is known on the host, where the bound of its length is exact.
-        may_be_fresh = any(map(int.__eq__, step.max_seq_lens, step.query_lens))
+        may_be_fresh = self.is_capturable or any(map(int.__eq__, step.max_seq_lens, step.query_lens))
         fresh = step.seq_lens == step.query_start.diff() if may_be_fresh else None
-        return StateRows(blocks, fresh, step.query_start, step.query_lens)
+        return StateRows(blocks, fresh, step.query_start, step.query_lens, derived)
 
     def graph_key(self, step: StepContext) -> Hashable:
         return self.bounds(step) if self.is_capturable else None

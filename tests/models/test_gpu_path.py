@@ -53,7 +53,7 @@ def gpu_engine(reference: Reference, budget: int) -> tuple[EngineCore, Replays]:
     return engine, replays
 
 
-@pytest.mark.parametrize("reference", ["gemma3"], indirect=True)  # two groups, windows, norms of heads
+@pytest.mark.parametrize("reference", ["gemma3", "bamba"], indirect=True)  # windows; attention and Mamba-2
 def test_greedy_tokens_equal_those_of_transformers(reference: Reference, triton_ops: None) -> None:
     engine, replays = gpu_engine(reference, budget=8)
     chosen = [1, 3] if torch.cuda.is_available() else [1, 2]  # the interpreter is slow

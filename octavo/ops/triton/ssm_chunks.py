@@ -22,6 +22,8 @@ import triton.language as tl
 from octavo.ops.state_rows import StateRows
 from octavo.ops.triton.ssm_work import RECORD, Chunks, time_step
 
+SHARED_HEADS = 2048  # chunks times heads from which a program takes several: then a GPU has enough of them
+
 
 @dataclass(frozen=True)
 class ChunkConfig:
@@ -218,7 +220,7 @@ def _ssd_pass(
     at = tl.load(record + 3).to(tl.int64) * H + head
     next_new = tl.load(added + at * VALUES + place, mask=inside, other=0.0)
     next_decay = tl.load(decays + at)
-    for index in range(0, count):
+    for index in range(count):
         new, decay = next_new, next_decay
         is_more = index + 1 < count
         next_new = tl.load(added + (at + H) * VALUES + place, mask=inside & is_more, other=0.0)
@@ -327,7 +329,7 @@ def _ssd_scan(
         later_similarity = _similarity(C_at, B_at, valid, is_later_key, group, N, BLOCK_N, NARROW, PRECISION)
     p_tiles: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     plane = H * num_tokens
-    for part in range(0, HEADS * p_tiles):
+    for part in range(HEADS * p_tiles):
         head = first_head + part // p_tiles
         p = part % p_tiles * BLOCK_P + tl.arange(0, BLOCK_P)
         step_at = steps + head * num_tokens + first
@@ -464,8 +466,7 @@ def chunked_ssd(
             RECORD=RECORD,
             num_warps=4,
         )
-    # Several heads a program, where that leaves the device enough of them.
-    heads = math.gcd(num_heads // num_groups, 4 if (max_last + max_full) * num_heads >= 2048 else 1)
+    heads = math.gcd(num_heads // num_groups, 4 if (max_last + max_full) * num_heads >= SHARED_HEADS else 1)
     _ssd_scan[(num_heads // heads, max_last + max_full)](
         x_THP,
         B_TGN,

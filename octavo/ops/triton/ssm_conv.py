@@ -56,7 +56,7 @@ def _write_row(
     token_at = x + (place - (W - 1)) * x_stride + channel[:, None]
     new = tl.load(token_at, mask=kept & (place >= W - 1), other=0.0).to(tl.float32)
     after = tl.where(place < W - 1, old, new)
-    for first in range(0, tl.minimum(count, W - 1)):
+    for first in range(tl.minimum(count, W - 1)):
         total = tl.zeros(channel.shape, tl.float32)
         if HAS_BIAS:
             total = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)

@@ -1,5 +1,5 @@
-"""Mamba-2's state-space dual in Triton. Rows of up to SHORT_TOKENS tokens go token by token, with a tile of the state in
-registers; longer ones by chunks (ssm_chunks.py)."""
+"""Mamba-2's state-space dual in Triton. Rows of up to SHORT_TOKENS tokens go token by token, with a tile of the state
+in registers; longer ones by chunks (ssm_chunks.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from octavo.ops.triton.ssm_chunks import chunk_config, chunked_ssd
 from octavo.ops.triton.ssm_work import list_chunks, time_step
 
 TILE = 4096  # values of a state that a program has at most
-PROGRAMS = 512  # that a device wants at least
+PROGRAMS = 512  # that a GPU wants at least
 
 
 @triton.jit
@@ -106,7 +106,8 @@ def ssd(
     out = torch.empty(x_THP.shape, dtype=x_THP.dtype, device=x_THP.device)
     block_n = triton.next_power_of_2(state_size)
     block_p = min(triton.next_power_of_2(head_dim), max(1, TILE // block_n))
-    while block_p > 8 and rows.num_rows * num_heads * triton.cdiv(head_dim, block_p) < PROGRAMS:
+    fewest = PROGRAMS if x_THP.is_cuda else 1
+    while block_p > 8 and rows.num_rows * num_heads * triton.cdiv(head_dim, block_p) < fewest:
         block_p //= 2
     _ssd_short[(num_heads * triton.cdiv(head_dim, block_p), rows.num_rows)](
         x_THP,

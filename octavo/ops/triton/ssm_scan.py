@@ -103,7 +103,7 @@ def selective_scan(
     out = torch.empty(x_TD.shape, dtype=x_TD.dtype, device=x_TD.device)
     is_decode = rows.bounds.is_decode
     block_n = triton.next_power_of_2(state_size)
-    # Of a decode step, tiles that fill the device; where rows are long, small ones, since each is walked by one program.
+    # Of a decode step, tiles that fill the device; where rows are long, small ones: each is walked by one program.
     values = 256 if not is_decode else 512 if rows.num_rows <= 8 else 2048
     block_d = max(1, min(values // block_n, triton.next_power_of_2(num_channels)))
     _selective_scan[(triton.cdiv(num_channels, block_d), rows.num_rows)](

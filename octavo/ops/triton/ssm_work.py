@@ -62,7 +62,7 @@ def _find_places(query_start, places, num_rows, num_tokens, steps, BLOCK: tl.con
     # query_start[low] <= token < query_start[high], halved until they are neighbours
     low = tl.zeros([BLOCK], tl.int32)
     high = low + num_rows
-    for _ in range(0, steps):
+    for _ in range(steps):
         middle = (low + high) // 2
         is_before = tl.load(query_start + middle) <= token
         low = tl.where(is_before, middle, low)
