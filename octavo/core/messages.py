@@ -11,6 +11,7 @@ import msgspec
 
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 
 
 class Submit(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -53,6 +54,7 @@ class Delta(msgspec.Struct, array_like=True, frozen=True):
     error_type: str | None = None  # of octavo.errors; None: the request failed while it ran
     error_field: str | None = None
     timing: Timing | None = None  # with a request's first token and with its end
+    prompt_rows: PromptRows | None = None  # the prompt's log-probabilities: with the first token, or the only delta
 
 
 class StepShare(msgspec.Struct, array_like=True, frozen=True):

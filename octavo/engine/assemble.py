@@ -12,7 +12,7 @@ from octavo.engine.engine_core import EngineCore
 from octavo.errors import OutOfMemory
 from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
-from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
+from octavo.scheduler.caps import FairShare, LongPrefill, PromptLogprobRows, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.constraint import StructuredOutputs
 from octavo.structured.vocabulary import vocabulary_of
@@ -34,6 +34,7 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
         hash_algorithm=config.cache.hash_algo,
         watermark=config.scheduler.watermark,
         lives=BlockLives(sample) if sample else None,
+        annotation_bytes=config.cache.prompt_logprobs_bytes,
     )
     longest = cache.max_tokens(config.scheduler.max_model_len)
     if longest < config.scheduler.max_model_len:
@@ -45,10 +46,18 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
             raise OutOfMemory(f"{message}: lower max_model_len to {longest} or raise kv_cache_memory_bytes")
         logger.warning("%s: requests may have %d tokens", message, longest)
     caps: list[TokenCap] = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
+    if config.scheduler.enable_chunked_prefill:
+        caps.append(PromptLogprobRows())
     if cache.has_states:
         caps.append(StateBorders(cache))
     structured = StructuredOutputs(lambda: vocabulary_of(config), config.structured, config.machine.threads)
     scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured])
     return EngineCore(
-        scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed, constraint=structured
+        scheduler,
+        InlineExecutor(worker),
+        config.scheduler.depth,
+        longest,
+        config.model.seed,
+        constraint=structured,
+        vocab_size=worker.model.vocab_size,
     )

@@ -13,6 +13,7 @@ import msgspec
 from octavo.core.hooks import Constraint
 from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submit
 from octavo.core.params import RequestOutputKind
+from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
 from octavo.engine.recovery import Quarantine
 from octavo.errors import InvalidRequest, PromptTooLong
@@ -35,11 +36,13 @@ class EngineCore:
         max_total_tokens: int,
         seed: int,
         constraint: Constraint | None = None,
+        vocab_size: int = 1 << 31,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.depth = depth
         self.max_total_tokens = max_total_tokens
+        self._vocab_size = vocab_size
         self._constraint = constraint
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
@@ -79,6 +82,7 @@ class EngineCore:
             eos_token_ids=frozenset() if ignores_eos else frozenset(submit.eos_token_ids),
             cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
             streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
+            scores=PromptScores.of(params, num_prompt, self._vocab_size),
         )
         self.scheduler.add(request)
         if self._constraint is not None:

@@ -17,6 +17,7 @@ import msgspec
 
 from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import check_prompt_logprobs
 from octavo.engine.outputs import PreparedRequest
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from octavo.tokenization.chat_template import render_chat
@@ -83,6 +84,7 @@ class InputProcessor:
         text, token_ids, salt = self._read(prompt, add_special_tokens)
         self._check_length(len(token_ids))
         self._check_params(params)
+        check_prompt_logprobs(params, len(token_ids), self.limits.vocab_size)
         if params.max_tokens is None:
             params = msgspec.structs.replace(params, max_tokens=self.limits.max_model_len - len(token_ids))
         core_id = f"{request_id}-{secrets.token_hex(4)}"
@@ -226,12 +228,17 @@ def match_priorities(priority: Any, count: int) -> list[int]:
 
 
 def _children(core_id: str, params: SamplingParams) -> list[tuple[str, SamplingParams]]:
-    """The n completions of a request, each a request of its own for the core. They share the prompt in the cache."""
+    """The n completions of a request, each a request of its own for the core. They share the prompt in the cache; the
+    first brings the prompt's log-probabilities for all."""
     if params.n == 1:
         return [(core_id, params)]
     seed = params.seed
+    others = msgspec.structs.replace(params, prompt_logprobs=None, prompt_logprob_token_ids=None)
     return [
-        (f"{i}_{core_id}", msgspec.structs.replace(params, n=1, seed=None if seed is None else seed + i))
+        (
+            f"{i}_{core_id}",
+            msgspec.structs.replace(others if i else params, n=1, seed=None if seed is None else seed + i),
+        )
         for i in range(params.n)
     ]
 
