@@ -10,20 +10,33 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "RequestOutput", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "BeamSearchParams",
+    "RepetitionDetection",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "Thinking",
+    "__version__",
+]
 
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncEngine": "octavo.engine.async_engine",
     "RequestOutput": "octavo.core.outputs",
+    "BeamSearchParams": "octavo.core.params",
+    "RepetitionDetection": "octavo.core.params",
     "SamplingParams": "octavo.core.params",
     "StructuredOutputsParams": "octavo.core.structured",
+    "Thinking": "octavo.core.structured",
 }
 
 if TYPE_CHECKING:
     from octavo.core.outputs import RequestOutput
-    from octavo.core.params import SamplingParams
-    from octavo.core.structured import StructuredOutputsParams
+    from octavo.core.params import BeamSearchParams, RepetitionDetection, SamplingParams
+    from octavo.core.structured import StructuredOutputsParams, Thinking
     from octavo.engine.async_engine import AsyncEngine
     from octavo.llm import LLM
 

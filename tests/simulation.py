@@ -24,10 +24,12 @@ from octavo.core.messages import Submit
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.prompt_logprobs import LOGITS, LOGPROBS, PromptRows
 from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
+from octavo.engine.constraints import Constraints
 from octavo.engine.engine_core import EngineCore
 from octavo.scheduler.caps import FairShare, LongPrefill, PromptLogprobRows, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.constraint import StructuredOutputs
+from octavo.structured.forced import ForcedTokens
 
 VOCABULARY = 50
 END = 0  # the end-of-sequence id
@@ -262,6 +264,7 @@ def make_engine(
     structured: StructuredOutputs | None = None,
     annotation_bytes: int = 1 << 20,
     max_row_bytes: int = 1 << 26,
+    forced: ForcedTokens | None = None,
     **device_options: Callable[[list[int]], bool],
 ) -> EngineCore:
     groups = make_groups(pages, block_size)
@@ -278,9 +281,18 @@ def make_engine(
         caps.append(StateBorders(cache))
     scheduler = Scheduler(config, cache, caps, () if structured is None else [structured])
     device = SimulatedDevice([retention for _, retention in pages], block_size, max_rows, **device_options)
-    device.samples_late = structured is not None
+    device.samples_late = structured is not None or forced is not None
+    constraint = (
+        structured if forced is None else Constraints([part for part in (structured, forced) if part is not None])
+    )
     return EngineCore(
-        scheduler, device, depth, cache.max_tokens(max_model_len), seed=0, constraint=structured, vocab_size=VOCABULARY
+        scheduler,
+        device,
+        depth,
+        cache.max_tokens(max_model_len),
+        seed=0,
+        constraint=constraint,
+        vocab_size=VOCABULARY,
     )
 
 

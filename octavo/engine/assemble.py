@@ -8,6 +8,7 @@ from octavo.cache.lives import BlockLives
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import EngineConfig
 from octavo.core.hooks import TokenCap
+from octavo.engine.constraints import Constraints
 from octavo.engine.engine_core import EngineCore
 from octavo.errors import OutOfMemory
 from octavo.executor.inline import InlineExecutor
@@ -15,6 +16,7 @@ from octavo.platforms.platform import Platform
 from octavo.scheduler.caps import FairShare, LongPrefill, PromptLogprobRows, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.constraint import StructuredOutputs
+from octavo.structured.forced import ForcedTokens
 from octavo.structured.vocabulary import vocabulary_of
 from octavo.worker.worker import Worker
 
@@ -52,12 +54,13 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
         caps.append(StateBorders(cache))
     structured = StructuredOutputs(lambda: vocabulary_of(config), config.structured, config.machine.threads)
     scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured])
+    forced = ForcedTokens(lambda: vocabulary_of(config), config.model.vocab_size)
     return EngineCore(
         scheduler,
         InlineExecutor(worker),
         config.scheduler.depth,
         longest,
         config.model.seed,
-        constraint=structured,
+        Constraints([structured, forced]),
         vocab_size=worker.model.vocab_size,
     )

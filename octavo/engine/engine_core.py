@@ -15,6 +15,7 @@ from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submi
 from octavo.core.params import RequestOutputKind
 from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
+from octavo.engine.beams import BeamSearches
 from octavo.engine.recovery import Quarantine
 from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
@@ -48,6 +49,7 @@ class EngineCore:
         self._quarantine = Quarantine()
         self._suspected_before = 0  # steps before this one were planned without regard to who is suspected
         self._random = random.Random(seed)
+        self._beams = BeamSearches(scheduler.add, scheduler.abort)
         self._pending: list[Delta] = []  # ends that no step brought: aborts and failures
         self._started: list[str] = []  # that the next outputs report
         # told which requests get a row, before the forward that might fail
@@ -68,6 +70,7 @@ class EngineCore:
         limit = self.max_total_tokens
         if params.max_tokens is not None:
             limit = min(limit, num_prompt + params.max_tokens)
+        detection = params.repetition_detection
         # an output of a set form ends with it, ignore_eos or not
         ignores_eos = params.ignore_eos and params.structured_outputs is None
         request = Request(
@@ -80,10 +83,14 @@ class EngineCore:
             max_total_tokens=limit,
             stop_token_ids=frozenset(params.stop_token_ids or ()),
             eos_token_ids=frozenset() if ignores_eos else frozenset(submit.eos_token_ids),
+            detection=detection if detection is not None and detection.max_pattern_size else None,
             cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
             streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
             scores=PromptScores.of(params, num_prompt, self._vocab_size),
         )
+        if params.use_beam_search:
+            self._beams.start(request)
+            return
         self.scheduler.add(request)
         if self._constraint is not None:
             try:
@@ -93,6 +100,9 @@ class EngineCore:
                 raise
 
     def abort(self, request_ids: Iterable[str]) -> None:
+        request_ids = list(request_ids)
+        if self._beams:
+            self._pending += self._beams.abort(request_ids)
         self._pending += self.scheduler.abort(request_ids)
 
     def reset_prefix_cache(self) -> bool:
@@ -176,8 +186,8 @@ class EngineCore:
                 self._finish(self._in_flight[0])  # N's tokens are known: what N + 1 samples with can be made
             except Exception as error:
                 failed = self._in_flight[0].plan
-                outputs = self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
-                return StepOutputs(deltas + outputs.deltas, outputs.stats, outputs.started)
+                self._pending += deltas
+                return self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
         stats = StepStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
@@ -232,6 +242,9 @@ class EngineCore:
         if self._pending:
             deltas, self._pending = self._pending + deltas, []
         started, self._started[:] = self._started.copy(), []
+        if self._beams:
+            started = self._beams.owners(started)
+            deltas = self._beams.absorb(deltas)
         return StepOutputs(deltas, stats, started)
 
     # failures

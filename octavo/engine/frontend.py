@@ -92,7 +92,7 @@ def _assemble(
     return Frontend(
         client=client,
         inputs=InputProcessor(limits, tokenizer, end_token_ids(config, tokenizer), chat_template),
-        outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer)),
+        outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer), config.text.stream_interval),
         tokenizer=tokenizer,
         sampling_defaults=config.text.sampling_defaults,
         configured=configured,

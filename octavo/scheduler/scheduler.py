@@ -20,7 +20,7 @@ from octavo.core.step import StepPlan, StepResult
 from octavo.errors import InvalidRequest
 from octavo.scheduler.plan_builder import CatchUps, PlanBuilder
 from octavo.scheduler.queues import QUEUES, RequestQueue
-from octavo.scheduler.stopping import set_finished
+from octavo.scheduler.stopping import repeats_itself, set_finished
 
 GONE = -1  # the epoch of requests that have ended
 
@@ -390,6 +390,7 @@ class Scheduler:
                 len(token_ids) >= request.max_total_tokens
                 or token_id in request.eos_token_ids
                 or token_id in request.stop_token_ids
+                or (request.detection is not None and repeats_itself(request))
             ):
                 set_finished(request)
                 ended.append(request)

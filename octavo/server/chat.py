@@ -112,6 +112,7 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
         logprobs=num_logprobs(body, served.engine.inputs.limits.max_logprobs),
         stream=bool(body.stream),
         parser=served.new_parser(tools, False, forced),
+        ends_in_reasoning=prompt.ends_in_reasoning,
         form=after_thinking(form, served, prompt.ends_in_reasoning),
     )
     as_ids = bool(body.return_tokens_as_token_ids or served.options.return_tokens_as_token_ids)

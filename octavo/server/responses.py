@@ -217,6 +217,7 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
             logprobs=_num_logprobs(body),
             stream=bool(body.stream or body.background),  # what is made in the background can be followed
             parser=served.new_parser(tools, False, forced),
+            ends_in_reasoning=prompt.ends_in_reasoning,
             form=after_thinking(form, served, prompt.ends_in_reasoning),
         )
     names = TokenNames(served.engine.outputs.token_text, served.options.return_tokens_as_token_ids)
