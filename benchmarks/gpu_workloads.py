@@ -1,6 +1,7 @@
 """The six GPU workloads, best of some repetitions with the spread, beside the floor of the machine; JSON out.
 
     python benchmarks/gpu_workloads.py --shape llama-8b --output results.json
+    python benchmarks/gpu_workloads.py --shape llama-8b --workloads one-long
     python benchmarks/gpu_workloads.py --shape qwen3-0.6b --workloads single,mixed --profile profile.txt
 
 Random weights, prompts as token ids, no detokenising, end-of-sequence ignored. One engine serves all workloads. The
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from typing import Any
 
 STARTED = time.perf_counter()
 
-from octavo.cli.bench.measure import Throughput  # noqa: E402
+from octavo.cli.bench.measure import Throughput, graph_totals  # noqa: E402
 from octavo.cli.bench.workloads import SHAPES, Workload, make_workload  # noqa: E402
 from octavo.engine.frontend import open_frontend  # noqa: E402
 
@@ -80,7 +82,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--profile", type=Path, help="Writes where the time of one more repetition of each goes.")
-    parser.add_argument("--max-model-len", type=int, default=17_408)
+    parser.add_argument("--max-model-len", type=int, help="Default: 17,408, or what the longest request needs.")
     parser.add_argument("--options", default="{}", help="JSON: more engine options.")
     parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes a second")
     parser.add_argument("--matrix-rate", type=float, default=790e12, help="operations a second")
@@ -89,10 +91,13 @@ def main() -> None:
     rates = Rates(args.bandwidth, args.matrix_rate, args.attention_rate)
     shape = SHAPES[args.shape]
     imported = time.perf_counter()
-    frontend = open_frontend(
-        shape, {"load_format": "dummy", "max_model_len": args.max_model_len, **json.loads(args.options)}
-    )
+    names = args.workloads.split(",")
+    longest = max(make_workload(name).longest for name in names)
+    max_model_len = args.max_model_len or max(17_408, -(-longest // 1024) * 1024)
+    options = {"load_format": "dummy", "max_model_len": max_model_len, **json.loads(args.options)}
+    frontend = open_frontend(shape, options)
     loaded = time.perf_counter()
+    worker = frontend.client.core.executor.worker  # type: ignore[attr-defined]
     report: dict[str, Any] = {"shape": args.shape, "device": device_name(), "workloads": {}}
     try:
         first = Throughput(frontend, make_workload("single"))
@@ -102,9 +107,10 @@ def main() -> None:
             "load": round(loaded - imported, 2),
             "first tokens": round(time.perf_counter() - loaded, 2),
             "in all": round(time.perf_counter() - STARTED, 2),
+            "phases": {name: round(s, 2) for name, s in worker.phases.seconds.items()},
         }
         tell(f"{report['device']}: start {report['start_seconds']}")
-        for name in args.workloads.split(","):
+        for name in names:
             run = Throughput(frontend, make_workload(name))
             for repetition in range(args.repetitions):
                 run.repeat(repetition)
@@ -126,9 +132,15 @@ def main() -> None:
                 args.output.write_text(json.dumps(report, indent=2) + "\n")
             if args.profile is not None:
                 profile(run, args.profile, args.repetitions)
+        report["graphs"] = graph_totals(frontend)
+        tell(f"graphs: {report['graphs']}")
+        if args.output is not None:
+            args.output.write_text(json.dumps(report, indent=2) + "\n")
     finally:
         frontend.client.shutdown()
-    print(json.dumps(report, indent=2))
+    print(json.dumps(report, indent=2), flush=True)
+    if args.profile is not None:
+        os._exit(0)  # the profiler's library still has buffers, which it may free twice in an orderly end
 
 
 def profile(run: Throughput, path: Path, repetition: int) -> None:

@@ -19,6 +19,7 @@ from octavo.cache.manager import CacheManager
 from octavo.cache.retention import KeepAll, KeepLatest, Retention
 from octavo.cache.spec import PageLayout, PagePart
 from octavo.config.engine_config import SchedulerConfig
+from octavo.core.buckets import Buckets
 from octavo.core.hooks import TokenCap
 from octavo.core.messages import Submit
 from octavo.core.params import RequestOutputKind, SamplingParams
@@ -26,6 +27,7 @@ from octavo.core.prompt_logprobs import LOGITS, LOGPROBS, PromptRows
 from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.engine.constraints import Constraints
 from octavo.engine.engine_core import EngineCore
+from octavo.scheduler.bucket_cap import BucketCap
 from octavo.scheduler.caps import FairShare, LongPrefill, PromptLogprobRows, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.constraint import StructuredOutputs
@@ -236,6 +238,42 @@ class SimulatedDevice:
         return poisoned
 
 
+class CountedStep:
+    def __init__(self, plan: StepPlan) -> None:
+        self.plan = plan
+
+    def finish(self, masks: TokenMasks | None = None) -> None:
+        pass
+
+    def wait(self) -> StepResult:
+        return StepResult(self.plan.step_id, [1] * len(self.plan.sampled))
+
+
+class CountingDevice:
+    """Computes nothing, and counts what steps that are padded to `buckets` would compute."""
+
+    def __init__(self, buckets: Buckets) -> None:
+        self.buckets = buckets
+        self.sizes: list[tuple[int, int, int]] = []  # of each step: tokens, tokens with padding, rows
+
+    def submit(self, plan: StepPlan) -> CountedStep:
+        num_tokens, num_rows = plan.total_tokens, len(plan.num_scheduled_tokens)
+        bucket = self.buckets.fit(num_tokens, num_rows)
+        self.sizes.append((num_tokens, bucket[0] if bucket else num_tokens, num_rows))
+        return CountedStep(plan)
+
+    def reset(self) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+    def padding(self) -> float:
+        """The share of padding in what mixed steps computed."""
+        mixed = [(num_tokens, padded) for num_tokens, padded, num_rows in self.sizes if num_tokens > num_rows]
+        return 1 - sum(num_tokens for num_tokens, _ in mixed) / sum(padded for _, padded in mixed)
+
+
 def layout(num_bytes: int, block_size: int) -> PageLayout:
     return PageLayout(block_size, (PagePart("kv", (num_bytes,), "uint8"),))
 
@@ -265,6 +303,7 @@ def make_engine(
     annotation_bytes: int = 1 << 20,
     max_row_bytes: int = 1 << 26,
     forced: ForcedTokens | None = None,
+    buckets: Buckets | None = None,
     **device_options: Callable[[list[int]], bool],
 ) -> EngineCore:
     groups = make_groups(pages, block_size)
@@ -279,6 +318,8 @@ def make_engine(
         caps.append(PromptLogprobRows(max_row_bytes))
     if cache.has_states:
         caps.append(StateBorders(cache))
+    if buckets is not None:
+        caps.append(BucketCap(buckets, block_size))
     scheduler = Scheduler(config, cache, caps, () if structured is None else [structured])
     device = SimulatedDevice([retention for _, retention in pages], block_size, max_rows, **device_options)
     device.samples_late = structured is not None or forced is not None

@@ -20,6 +20,7 @@ from octavo.engine.detokenizer import TokenText
 from octavo.engine.inputs import InputProcessor, PromptLimits
 from octavo.engine.outputs import OutputProcessor
 from octavo.errors import ConfigurationError, InvalidRequest
+from octavo.telemetry.phases import Phases
 from octavo.tokenization.chat_template import find_chat_template
 from octavo.tokenization.tokenizer import Tokenizer, end_token_ids, tokenizer_path
 
@@ -64,10 +65,13 @@ def open_frontend(model: str | Mapping[str, Any] | None, options: Mapping[str, A
 def start_frontend(configured: Configured) -> Frontend:
     config = configured.config
     _log.debug("choices:\n%s", explain(configured.resolved.reasons))
+    phases = Phases()
     with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
         text = beside.submit(_load_text, config)
         # torch comes with it: the front end itself does without
-        core = import_module("octavo.engine.assemble").build_engine(config, configured.platform)
+        assemble = import_module("octavo.engine.assemble")
+        phases.end("imports")
+        core = assemble.build_engine(config, configured.platform, phases)
         try:
             tokenizer, chat_template = text.result()
         except BaseException:

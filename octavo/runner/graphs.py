@@ -23,9 +23,23 @@ Computed = tuple[torch.Tensor, torch.Tensor]  # hidden states [T, hidden], bad r
 Compute = Callable[[Batch], Computed]
 
 
+@dataclass(frozen=True)
+class GraphTotals:
+    """What all captured graphs together cost."""
+
+    number: int = 0
+    seconds: float = 0.0  # that capturing took
+    num_bytes: int = 0  # that they hold
+
+
 class Graphs(Protocol):
     def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
         """`key` None: this step has to run eagerly. The result holds until the next call."""
+
+    def totals(self) -> GraphTotals: ...
+
+    def release(self) -> None:
+        """Gives back what captured graphs hold. May be called again, and `run` after it."""
 
 
 class EagerGraphs:
@@ -33,6 +47,12 @@ class EagerGraphs:
 
     def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
         return compute(batch)
+
+    def totals(self) -> GraphTotals:
+        return GraphTotals()
+
+    def release(self) -> None:
+        """Nothing to give back."""
 
 
 @dataclass(slots=True)
@@ -65,6 +85,15 @@ class CudaGraphs:
             captured = self._captured[key] = self._capture(batch, compute)
         captured.graph.replay()
         return captured.computed
+
+    def totals(self) -> GraphTotals:
+        return GraphTotals(len(self._captured), self.seconds, self.num_bytes)
+
+    def release(self) -> None:
+        if self._captured:
+            torch.cuda.synchronize(self._device)  # none of them may run any more
+            self._captured.clear()
+            self.num_bytes = 0
 
     def _capture(self, batch: Batch, compute: Compute) -> _Captured:
         started, before = time.perf_counter(), torch.cuda.memory_reserved(self._device)

@@ -20,6 +20,7 @@ from octavo.core.step import StepPlan, StepResult
 from octavo.errors import InvalidRequest
 from octavo.scheduler.plan_builder import CatchUps, PlanBuilder
 from octavo.scheduler.queues import QUEUES, RequestQueue
+from octavo.scheduler.shared_prefixes import SharedPrefixes
 from octavo.scheduler.stopping import repeats_itself, set_finished
 
 GONE = -1  # the epoch of requests that have ended
@@ -50,7 +51,12 @@ class Scheduler:
     preempted, so a victim is never part of the plan that needs its blocks."""
 
     def __init__(
-        self, config: SchedulerConfig, cache: CacheManager, caps: Sequence[TokenCap], gates: Sequence[Gate] = ()
+        self,
+        config: SchedulerConfig,
+        cache: CacheManager,
+        caps: Sequence[TokenCap],
+        gates: Sequence[Gate] = (),
+        shared_prefixes: SharedPrefixes | None = None,
     ) -> None:
         self.config = config
         self.cache = cache
@@ -61,6 +67,7 @@ class Scheduler:
         self._prompts: dict[str, Request] = {}  # the running ones with more than one token to compute
         self._caps = caps
         self._gates = gates
+        self._shared_prefixes = shared_prefixes  # where attention can use them
         self._planned: dict[int, Planned] = {}
         self._removed: list[str] = []  # rows that the next plan drops
         self._carried = CatchUps()  # gains that the next plan reports
@@ -161,7 +168,11 @@ class Scheduler:
             plan.shares(self.requests) if self.is_watched else None,
             [(self.requests[name], self.requests[name].epoch) for name in plan.scored],
         )
-        return plan.finish(removed, self.cache)
+        step = plan.finish(removed, self.cache)
+        if self._shared_prefixes is not None:
+            num_tokens = plan.token_budget - plan.budget_left
+            step.shared_prefix = self._shared_prefixes.groups(plan.num_scheduled, num_tokens, len(self.running))
+        return step
 
     def _candidates(self, plan: PlanBuilder, only: Collection[str] | None) -> list[Request]:
         """The waiting requests that could start now."""
@@ -297,8 +308,11 @@ class Scheduler:
         self.cache.register(request, plan.step_id)
         if request.num_computed_tokens + 1 < request.num_expected_tokens:
             self._prompts[request.request_id] = request
-        elif is_prompt:
+            return
+        if is_prompt:
             self._prompts.pop(request.request_id, None)
+        if self._shared_prefixes is not None:
+            self._shared_prefixes.join(request)
 
     # preemption
 
@@ -448,6 +462,8 @@ class Scheduler:
         self.cache.release(request, is_sound)
         self._prompts.pop(request.request_id, None)
         self._carried.drop(request.request_id)
+        if self._shared_prefixes is not None:
+            self._shared_prefixes.leave(request.request_id)
 
     def _last_delta(self, request: Request, new_token_ids: list[int], now: float) -> Delta:
         token_ids = new_token_ids if request.streams else request.token_ids[request.num_prompt_tokens :]

@@ -16,7 +16,7 @@ from fastapi import Query, Request, Response
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.answer import Answer, TokenCounts, new_answer
-from octavo.server.chat import forced_tools, require_tool_calls
+from octavo.server.chat import forced_tools, only_allowed, require_tool_calls
 from octavo.server.errors import ApiError, error_fields, named_as
 from octavo.server.logprobs import TokenNames, chat_logprobs
 from octavo.server.prompts import Conversation, PreparedPrompt, prepare_conversation
@@ -270,7 +270,7 @@ def _tools(body: ResponsesRequest, served: ServedModel, forced: ForcedTools | No
         tools.append({"type": "function", "function": function})
     if forced is None:
         require_tool_calls(served)
-    return tools
+    return only_allowed(tools, body.tool_choice)
 
 
 async def _earlier(body: ResponsesRequest, store: ResponseStore) -> list[dict[str, Any]]:

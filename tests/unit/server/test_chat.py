@@ -133,7 +133,7 @@ def test_usage_in_streams() -> None:
             server.core.before_step = lambda: time.sleep(0.005)
             always = await usages(server, stream_options={"include_usage": True, "continuous_usage_stats": True})
             counts = [usage["completion_tokens"] for usage in always]
-            assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == total["completion_tokens"]
+            assert counts == sorted(counts) and 0 < counts[0] < counts[-1] == total["completion_tokens"]
         async with scripted_server("the cat", enable_force_include_usage=True) as server:
             assert (await usages(server))[-1]["completion_tokens"] > 1
 
