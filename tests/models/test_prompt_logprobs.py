@@ -14,11 +14,12 @@ import pytest
 import torch
 import transformers
 
+from octavo.core.buckets import Buckets
 from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
 from octavo.core.prompt_logprobs import PromptRows
 from octavo.engine.engine_core import EngineCore
-from octavo.runner.batch import Buckets, StaticBatchBuilder
+from octavo.runner.batch import StaticBatchBuilder
 from tests.models import test_equality
 from tests.models.harness import randomise, save
 from tests.models.test_logits import VARIANTS, VOCAB, config_of
