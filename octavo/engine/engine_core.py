@@ -15,9 +15,10 @@ from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submi
 from octavo.core.params import RequestOutputKind
 from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
+from octavo.core.step import StepPlan
 from octavo.engine.beams import BeamSearches
-from octavo.engine.recovery import Quarantine
-from octavo.errors import InvalidRequest, PromptTooLong
+from octavo.engine.recovery import Quarantine, StepLimit
+from octavo.errors import InvalidRequest, OutOfMemory, PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
 from octavo.scheduler.scheduler import Planned, Scheduler
 
@@ -47,6 +48,7 @@ class EngineCore:
         self._constraint = constraint
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
+        self._limit = StepLimit(scheduler.token_budget)
         self._suspected_before = 0  # steps before this one were planned without regard to who is suspected
         self._random = random.Random(seed)
         self._beams = BeamSearches(scheduler.add, scheduler.abort)
@@ -157,7 +159,7 @@ class EngineCore:
                 if not self._in_flight:
                     self._finish(handle)  # nothing before it is unknown
             except Exception as error:
-                return self._recover([plan.step_id], list(plan.num_scheduled_tokens), error)
+                return self._recover(plan, error)
             self._in_flight.append(handle)
         if not self._in_flight:
             if self._constraint:
@@ -171,7 +173,10 @@ class EngineCore:
         try:
             result = handle.wait()
         except Exception as error:
-            return self._recover([handle.plan.step_id], list(handle.plan.num_scheduled_tokens), error)
+            return self._recover(handle.plan, error)
+        if self._limit.tokens < self._limit.most:
+            self._limit.passed()
+            self.scheduler.token_budget = self._limit.tokens
         before = time.perf_counter()
         planned = self.scheduler.planned(handle.plan)
         proven = self._proven(planned, result.failed) if self._quarantine else []
@@ -185,9 +190,8 @@ class EngineCore:
             try:
                 self._finish(self._in_flight[0])  # N's tokens are known: what N + 1 samples with can be made
             except Exception as error:
-                failed = self._in_flight[0].plan
                 self._pending += deltas
-                return self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
+                return self._recover(self._in_flight[0].plan, error)
         stats = StepStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
@@ -249,19 +253,25 @@ class EngineCore:
 
     # failures
 
-    def _recover(self, failed_steps: list[int], suspects: list[str], error: Exception) -> StepOutputs:
-        """A step raised. Steps in flight are dropped, everything in progress starts over from what earlier steps
-        completed, and the rows of the failed step are tried apart."""
+    def _recover(self, failed: StepPlan, error: Exception) -> StepOutputs:
+        """A step raised. Steps in flight are dropped and everything in progress starts over from what earlier steps
+        completed: in smaller steps if there was too little memory, else with the rows of the failed step apart."""
+        suspects = list(failed.num_scheduled_tokens)
         logger.warning("a step of %d requests failed: %s: %s", len(suspects), type(error).__name__, error)
         dropped = [handle.plan.step_id for handle in self._in_flight]
         self._in_flight.clear()
         self.executor.reset()
-        self.scheduler.withdraw(failed_steps + dropped)
+        self.scheduler.withdraw([failed.step_id, *dropped])
         deltas: list[Delta] = []
-        if self._quarantine:
+        if isinstance(error, OutOfMemory) and self._limit.fail(failed.total_tokens):
+            self.scheduler.token_budget = self._limit.tokens
+            logger.warning("steps are of at most %d tokens until memory suffices for more", self._limit.tokens)
+        elif self._quarantine:
             guilty = self._quarantine.split()
             if guilty is not None:
                 deltas = self._condemn(guilty, f"{type(error).__name__}: {error}")
+                self._limit = StepLimit(self._limit.most)  # it was not the size
+                self.scheduler.token_budget = self._limit.tokens
         else:
             self._suspect([suspects])
         return self._outputs(deltas, None)

@@ -58,6 +58,7 @@ class Scheduler:
         gates: Sequence[Gate] = (),
         shared_prefixes: SharedPrefixes | None = None,
     ) -> None:
+        self.token_budget = config.max_num_batched_tokens  # of a step; whoever finds it too much may lower it
         self.config = config
         self.cache = cache
         self.requests: dict[str, Request] = {}
@@ -131,7 +132,7 @@ class Scheduler:
         """The next step's plan; None if there is nothing to compute. `only` restricts it to these requests."""
         if not self.requests:
             return None
-        plan = PlanBuilder(self._next_step, self.config.max_num_batched_tokens, self._carried)
+        plan = PlanBuilder(self._next_step, self.token_budget, self._carried)
         self.cache.begin(plan.step_id)
         self._make_room_for_urgent(plan, only)
         for is_fair in (True, False):

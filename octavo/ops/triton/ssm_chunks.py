@@ -348,9 +348,7 @@ def _ssd_scan(
         y *= tl.exp(coarse + fine)[:, None]
         x_at = x + (head * P + p)[None, :]
         key_at = x_at + (key_token * strides[0])[:, None]
-        y = _attend(
-            y, similarity, coarse, fine, key_at, step_at + key, plane, is_key, p < P, 0, NARROW, PRECISION
-        )
+        y = _attend(y, similarity, coarse, fine, key_at, step_at + key, plane, is_key, p < P, 0, NARROW, PRECISION)
         if SIZE > KEYS:
             y = _attend(
                 y,

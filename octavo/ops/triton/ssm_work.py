@@ -19,7 +19,9 @@ import triton.language as tl
 
 from octavo.ops.state_rows import SHORT_TOKENS, StateRows
 
-RECORD = 8  # int32 places of a chunk: row, first token, tokens; of a last one also its row's first full one and how many
+RECORD = (
+    8  # int32 places of a chunk: row, first token, tokens; of a last one also its row's first full one and how many
+)
 LIST_PROGRAMS = 16  # each finds all offsets and writes its share of the records
 PLACE_TOKENS = 256  # of a program that finds tokens' places
 

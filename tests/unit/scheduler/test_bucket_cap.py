@@ -66,9 +66,11 @@ def test_the_last_prompt_is_cut_where_that_saves_more_than_it_puts_off() -> None
     assert granted([1000, 1140]) == [1000, 1140]  # 92 put off would save 164
     assert granted([1000, 1048]) == [1000, 1048]  # it fits
     assert granted([2090, 10]) == [2048, 0]
-    assert granted([500, 25], num_decoding=0) == [500, 12]
+    assert granted([500, 25]) == [500, 12]
     assert granted([480, 25]) == [480, 25]  # a small step
     assert granted([9000]) == [8192]  # a full one
+    assert granted([40], num_decoding=1000) == [24]
+    assert granted([10], num_decoding=1018) == [10]  # 6 of it would be left
 
 
 def test_what_is_not_padded_lands_on_whole_tiles() -> None:

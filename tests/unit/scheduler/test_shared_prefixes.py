@@ -236,6 +236,8 @@ def test_a_burst_with_one_prefix_decodes_as_one_group(pages: Any) -> None:
         submit(engine, str(i), [*prefix, i + 1], 8)
     outputs = run(engine)
     assert all(outputs[str(i)] == expected_output([*prefix, i + 1], 8) for i in range(12))
+    prefixes = engine.scheduler._shared_prefixes
+    assert prefixes is not None and not prefixes._places, "all have left"
     expected = sum(len(tokens) - 1 for tokens in outputs.values())
     if device.whole is None:
         assert device.num_groups == 0
