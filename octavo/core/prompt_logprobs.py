@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from octavo.core.params import SamplingParams
+from octavo.core.params import LogprobsMode, SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
 
 MAX_PROMPT_LOGPROB_BYTES = 1 << 30  # of one request, as rows: what a front end makes of them takes ten times as much
@@ -119,14 +119,16 @@ class PromptScores:
     _ahead: list[PromptRows] = field(default_factory=list)
 
     @classmethod
-    def of(cls, params: SamplingParams, num_prompt_tokens: int, vocab_size: int) -> PromptScores | None:
-        """None for a request that wants none."""
+    def of(
+        cls, params: SamplingParams, num_prompt_tokens: int, vocab_size: int, mode: LogprobsMode = "raw_logprobs"
+    ) -> PromptScores | None:
+        """None for a request that wants none. `mode` is for those that do not say theirs."""
         asked = params.prompt_logprobs
         if asked is None and not params.prompt_logprob_token_ids:
             return None
         chosen = chosen_positions(params, num_prompt_tokens)
         num_top = -1 if asked is None else vocab_size if asked == -1 else min(asked, vocab_size)
-        kind = LOGITS if wants_logits(params) else LOGPROBS
+        kind = LOGITS if wants_logits(params, mode) else LOGPROBS
         num_chosen = len(params.prompt_logprob_rows(1)[0]) if chosen else 0
         scores = cls(num_top, kind, chosen, num_chosen, num_prompt_tokens - 1)
         if num_top < 0:
@@ -220,6 +222,6 @@ class PromptScores:
         self._ahead.clear()
 
 
-def wants_logits(params: SamplingParams) -> bool:
+def wants_logits(params: SamplingParams, mode: LogprobsMode) -> bool:
     """Logits in place of log-probabilities. Nothing processes a prompt's: both modes of either kind are the same."""
-    return params.logprobs_mode in ("raw_logits", "processed_logits")
+    return (params.logprobs_mode or mode) in ("raw_logits", "processed_logits")

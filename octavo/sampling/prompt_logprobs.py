@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.core.params import SamplingParams
+from octavo.core.params import LogprobsMode, SamplingParams
 from octavo.core.prompt_logprobs import PromptRows, chosen_positions, wants_logits
 from octavo.ops import sampling as ops
 from octavo.ops.device import upload, upload_array
@@ -82,12 +82,18 @@ class ScoredBlock:
 
 
 class PromptScorer:
-    """Knows what live rows want. `logits` makes [n, V] of [n, hidden]; `tokens` is the row table's. Owned by the
-    runner's thread."""
+    """Knows what live rows want. `logits` makes [n, V] of [n, hidden]; `tokens` is the row table's; `mode` is for
+    requests that do not say theirs. Owned by the runner's thread."""
 
     def __init__(
-        self, vocab_size: int, logits: Callable[[Tensor], Tensor], tokens: Tensor, slice_bytes: int = SLICE_BYTES
+        self,
+        vocab_size: int,
+        logits: Callable[[Tensor], Tensor],
+        tokens: Tensor,
+        slice_bytes: int = SLICE_BYTES,
+        mode: LogprobsMode = "raw_logprobs",
     ) -> None:
+        self._mode: LogprobsMode = mode
         self._vocab_size, self._logits, self._tokens = vocab_size, logits, tokens
         self._slice = max(1, slice_bytes // (4 * vocab_size))
         self._wanted: dict[int, Wanted] = {}
@@ -98,7 +104,7 @@ class PromptScorer:
         if asked is None and not chosen:
             return
         num_top = -1 if asked is None else self._vocab_size if asked == -1 else min(asked, self._vocab_size)
-        wanted = self._wanted[row] = Wanted(num_top, wants_logits(params), chosen)
+        wanted = self._wanted[row] = Wanted(num_top, wants_logits(params, self._mode), chosen)
         if chosen:
             wanted.token_ids = upload(params.prompt_logprob_token_ids or [], torch.int64, self._tokens.device)
 
