@@ -41,6 +41,7 @@ class CacheConfig:
     num_blocks_override: int | None = None  # replaces both
     conv_state_dtype: str = "float32"  # of recurrent layers: the last inputs of their convolutions,
     ssm_state_dtype: str = "float32"  # and what they sum over all tokens
+    prompt_logprobs_bytes: int = 1 << 26  # of prompts in the cache, kept for those who ask for the same; 0: none
 
 
 @dataclass(frozen=True)

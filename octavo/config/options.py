@@ -138,6 +138,14 @@ class Options:
         "where that is given, else float32.",
     )
 
+    prompt_logprobs_cache_bytes: Size = option(
+        1 << 26,
+        "cache",
+        "Host memory for log-probabilities of cached prompts, so that prompts that come again need not be computed for "
+        "theirs. 0: none are kept.",
+        low=0,
+    )
+
     # ---- scheduler
     max_num_batched_tokens: Count | None = option(
         None, "scheduler", "Most tokens computed in one step, over all requests. Unset: by platform.", low=1
@@ -291,7 +299,7 @@ class OptionRow:
             case "json":
                 return 'a JSON object such as {"key": 1}'
             case "bytes":
-                return "a positive number of bytes, such as 4GiB, 500MB or 1073741824"
+                return f"a {'' if self.low == 0 else 'positive '}number of bytes, such as 4GiB, 500MB or 1073741824"
             case "tokens":
                 return f"a number of tokens of at least {self.low:g}, such as 2048, 8k or 8K"
             case "context":

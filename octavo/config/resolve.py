@@ -165,6 +165,7 @@ class _Choice:
             num_blocks_override=options.num_gpu_blocks_override,
             conv_state_dtype=conv_state_dtype,
             ssm_state_dtype=ssm_state_dtype,
+            prompt_logprobs_bytes=options.prompt_logprobs_cache_bytes,
         )
 
     def scheduler(self, max_model_len: int) -> SchedulerConfig:

@@ -11,6 +11,7 @@ import msgspec
 
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 
 
 class Submit(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -64,6 +65,7 @@ class Delta(msgspec.Struct, array_like=True, frozen=True):
     error_field: str | None = None
     timing: Timing | None = None  # with a request's first token and with its end
     beams: list[Beam] | None = None  # the end of a beam search: best first, in place of tokens
+    prompt_rows: PromptRows | None = None  # the prompt's log-probabilities: with the first token, or the only delta
 
 
 class StepShare(msgspec.Struct, array_like=True, frozen=True):

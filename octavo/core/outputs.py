@@ -122,7 +122,8 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
-    prompt_logprobs: list[PositionLogprobs | None] | None = None
+    prompt_logprobs: list[PositionLogprobs | None] | FlatLogprobs | None = None  # by token; nothing for the first
+    prompt_token_id_logprobs: list[list[float]] | None = None  # by scored position and prompt_logprob_token_ids
     error: str | None = None  # set where a completion's finish_reason is "error"
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import RepetitionDetection, SamplingParams
+from octavo.core.prompt_logprobs import PromptScores
 
 
 class RequestStatus(enum.IntEnum):
@@ -85,6 +86,7 @@ class Request:
     streams: bool = True  # False: the front end wants nothing before the end
     status: RequestStatus = RequestStatus.WAITING
     skip_cache_reads: bool = False
+    scores: PromptScores | None = None  # log-probabilities of the prompt, where they are wanted
     stop_reason: int | str | None = None
     error: str | None = None
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks of known tokens

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,7 @@ class StepPlan:
     shared_prefix: list[tuple[list[str], int]] = field(
         default_factory=list
     )  # rows of one token and how many leading blocks they share; nothing writes to these in this step
+    scored: dict[str, tuple[int, int]] = field(default_factory=dict)  # positions whose log-probabilities are wanted
 
     @property
     def total_tokens(self) -> int:
@@ -72,4 +74,5 @@ class StepResult:
     step_id: int
     token_ids: list[int]
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)  # of the requests that asked
+    prompt_rows: dict[str, PromptRows] = field(default_factory=dict)  # of the plan's `scored`
     failed: dict[str, str] = field(default_factory=dict)  # rows whose own forward or sampling went wrong: why

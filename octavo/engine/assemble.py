@@ -14,7 +14,7 @@ from octavo.errors import OutOfMemory
 from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
 from octavo.scheduler.bucket_cap import BucketCap
-from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
+from octavo.scheduler.caps import FairShare, LongPrefill, PromptLogprobRows, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.scheduler.shared_prefixes import SharedPrefixes
 from octavo.structured.constraint import StructuredOutputs
@@ -42,6 +42,7 @@ def build_engine(config: EngineConfig, platform: Platform, phases: Phases | None
         hash_algorithm=config.cache.hash_algo,
         watermark=config.scheduler.watermark,
         lives=BlockLives(sample) if sample else None,
+        annotation_bytes=config.cache.prompt_logprobs_bytes,
     )
     longest = cache.max_tokens(config.scheduler.max_model_len)
     if longest < config.scheduler.max_model_len:
@@ -53,6 +54,8 @@ def build_engine(config: EngineConfig, platform: Platform, phases: Phases | None
             raise OutOfMemory(f"{message}: lower max_model_len to {longest} or raise kv_cache_memory_bytes")
         logger.warning("%s: requests may have %d tokens", message, longest)
     caps: list[TokenCap] = [LongPrefill(config.scheduler.long_prefill_token_threshold), FairShare(cache.block_size)]
+    if config.scheduler.enable_chunked_prefill:
+        caps.append(PromptLogprobRows())
     if cache.has_states:
         caps.append(StateBorders(cache))
     if worker.buckets is not None and config.scheduler.enable_chunked_prefill:
@@ -61,5 +64,12 @@ def build_engine(config: EngineConfig, platform: Platform, phases: Phases | None
     prefixes = SharedPrefixes(cache) if worker.model.reads_shared_prefix else None
     scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured], shared_prefixes=prefixes)
     forced = ForcedTokens(lambda: vocabulary_of(config), config.model.vocab_size)
-    constraint = Constraints([structured, forced])
-    return EngineCore(scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed, constraint)
+    return EngineCore(
+        scheduler,
+        InlineExecutor(worker),
+        config.scheduler.depth,
+        longest,
+        config.model.seed,
+        Constraints([structured, forced]),
+        vocab_size=worker.model.vocab_size,
+    )

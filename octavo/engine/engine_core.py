@@ -12,7 +12,8 @@ import msgspec
 
 from octavo.core.hooks import Constraint
 from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submit
-from octavo.core.params import RequestOutputKind
+from octavo.core.params import LogprobsMode, RequestOutputKind
+from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
 from octavo.core.step import StepPlan
 from octavo.engine.beams import BeamSearches
@@ -37,11 +38,14 @@ class EngineCore:
         max_total_tokens: int,
         seed: int,
         constraint: Constraint | None = None,
+        vocab_size: int = 1 << 31,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.depth = depth
         self.max_total_tokens = max_total_tokens
+        self._vocab_size, self._logprobs_mode = vocab_size, logprobs_mode
         self._constraint = constraint
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
@@ -85,6 +89,7 @@ class EngineCore:
             detection=detection if detection is not None and detection.max_pattern_size else None,
             cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
             streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
+            scores=PromptScores.of(params, num_prompt, self._vocab_size, self._logprobs_mode),
         )
         if params.use_beam_search:
             self._beams.start(request)

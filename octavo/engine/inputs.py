@@ -17,6 +17,7 @@ import msgspec
 
 from octavo.core.messages import Submit
 from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.prompt_logprobs import check_prompt_logprobs
 from octavo.engine.outputs import PreparedRequest
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from octavo.tokenization.chat_template import render_chat
@@ -84,6 +85,7 @@ class InputProcessor:
         self._check_params(params)
         token_ids, text = self._truncate(token_ids, text, params)
         self._check_length(len(token_ids))
+        check_prompt_logprobs(params, len(token_ids), self.limits.vocab_size)
         if params.max_tokens is None:
             params = msgspec.structs.replace(params, max_tokens=self.limits.max_model_len - len(token_ids))
         if params.use_beam_search or params.num_candidates > params.n:
@@ -253,18 +255,23 @@ def match_priorities(priority: Any, count: int) -> list[int]:
 
 
 def _children(core_id: str, params: SamplingParams) -> list[tuple[str, SamplingParams]]:
-    """The completions that a request makes, each a request of its own for the core. They share the prompt in the cache.
-    A beam search is one."""
+    """The completions that a request makes, each a request of its own for the core. They share the prompt in the cache,
+    and the first brings its log-probabilities for all. A beam search is one."""
     if params.num_candidates == 1 or params.use_beam_search:
         return [(core_id, params)]
     seed, logprobs = params.seed, params.logprobs
     if params.num_candidates > params.n and logprobs is None:
         logprobs = 0  # they are ranked by it
+    others = msgspec.structs.replace(params, prompt_logprobs=None, prompt_logprob_token_ids=None)
     return [
         (
             f"{i}_{core_id}",
             msgspec.structs.replace(
-                params, n=1, best_of=None, seed=None if seed is None else seed + i, logprobs=logprobs
+                others if i else params,
+                n=1,
+                best_of=None,
+                seed=None if seed is None else seed + i,
+                logprobs=logprobs,
             ),
         )
         for i in range(params.num_candidates)

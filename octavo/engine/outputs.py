@@ -23,8 +23,10 @@ from octavo.core.outputs import (
     TokenLogprobs,
 )
 from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 from octavo.core.request import FinishReason
 from octavo.engine.detokenizer import Detokenizer, TokenText
+from octavo.engine.prompt_logprobs import chosen_logprobs, flat_positions, prompt_positions
 from octavo.engine.stop_strings import StopStrings
 from octavo.telemetry.finished import FinishedCompletion, FinishedRequest
 from octavo.telemetry.recorder import Recorder
@@ -248,6 +250,8 @@ class ActiveRequest:
         "num_unfinished",
         "params",
         "prompt",
+        "prompt_logprobs",
+        "prompt_token_id_logprobs",
         "prompt_token_ids",
         "request_id",
         "submits",
@@ -272,6 +276,16 @@ class ActiveRequest:
         self.num_unfinished = len(self.completions)
         self.ended: list[FinishedCompletion] = []  # while somebody records them
         self.trace_headers: Mapping[str, str] = {}
+        self.prompt_logprobs: list[PositionLogprobs | None] | FlatLogprobs | None = None
+        self.prompt_token_id_logprobs: list[list[float]] | None = None
+
+    def take_prompt_rows(self, rows: PromptRows, token_text: TokenText | None) -> None:
+        params = self.params
+        if params.prompt_logprobs is not None:
+            make = flat_positions if params.flat_logprobs else prompt_positions
+            self.prompt_logprobs = make(rows, None if token_text is None else token_text.text_of)
+        if params.prompt_logprob_token_ids:
+            self.prompt_token_id_logprobs = chosen_logprobs(rows, len(params.prompt_logprob_rows(1)[0]))
 
     @property
     def finished(self) -> bool:
@@ -299,6 +313,9 @@ class ActiveRequest:
             return None
         last = max([completion.last_token_time for completion in self.completions])
         self.metrics.last_token_time = last or None
+        prompt_logprobs, chosen = self.prompt_logprobs, self.prompt_token_id_logprobs
+        if kind is _DELTA:
+            self.prompt_logprobs = self.prompt_token_id_logprobs = None
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
@@ -307,6 +324,8 @@ class ActiveRequest:
             finished=self.finished,
             num_cached_tokens=self.num_cached_tokens,
             metrics=self.metrics,
+            prompt_logprobs=prompt_logprobs,
+            prompt_token_id_logprobs=chosen,
             error=self.error,
         )
 
@@ -372,6 +391,8 @@ class OutputProcessor:
                     delta.error_type,
                     delta.error_field,
                 )
+            if delta.prompt_rows is not None:
+                request.take_prompt_rows(delta.prompt_rows, self.token_text)
             if request.params.use_beam_search:
                 self._end_search(request, delta, now)
             elif completion.extend(delta):

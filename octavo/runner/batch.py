@@ -6,7 +6,7 @@ to a bucket, so that a captured graph can read them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ class Batch:
     sampled_rows: torch.Tensor  # [S] int64: rows of the table
     sampled_rows_host: list[int]
     bucket: tuple[int, int] | None = None  # tokens and rows with padding; None: not padded
+    scored: dict[str, tuple[int, int]] = field(default_factory=dict)  # prompt positions to score, as planned
 
 
 class Builder(Protocol):

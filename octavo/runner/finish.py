@@ -13,6 +13,7 @@ from octavo.runner.batch import Batch
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
 from octavo.sampling.logprobs import LogprobBlock
+from octavo.sampling.prompt_logprobs import PromptScorer, ScoredBlock, Segment
 from octavo.sampling.sampler import Sampler
 
 
@@ -28,10 +29,11 @@ class Finish(Protocol):
 
 @dataclass(slots=True)
 class Launched:
-    """On its way to the host: bad_rows [R] and, where anything is sampled, token ids and NaN flags [S], then the
-    tensors of log-probabilities."""
+    """On its way to the host: bad_rows [R], the tensors of prompts' log-probabilities and, where anything is sampled,
+    token ids and NaN flags [S], then the tensors of log-probabilities."""
 
     arrival: Arrival
+    scored: list[ScoredBlock]
     logprobs: list[LogprobBlock]
 
 
@@ -42,28 +44,34 @@ class SampleFinish:
         self._model = model
         self._table = table
         self._sampler = sampler
+        self._scorer = PromptScorer(model.vocab_size, model.logits, table.tokens)
         self._copies = HostCopies(table.computed.device)
 
     def add(self, row: int, request: NewRow) -> None:
         prompt, output = request.token_ids[: request.num_prompt_tokens], request.token_ids[request.num_prompt_tokens :]
         self._sampler.add_row(row, request.params, request.seed, prompt, output, request.eos_token_ids)
+        self._scorer.add_row(row, request.params, request.num_prompt_tokens)
 
     def remove(self, row: int) -> None:
+        self._scorer.remove_row(row)
         self._sampler.remove_row(row)
 
     def launch(
         self, batch: Batch, hidden: torch.Tensor, bad_rows: torch.Tensor, masks: TokenMasks | None = None
     ) -> Launched:
         rows = batch.sampled_rows
+        scored = self._scorer.score(hidden, _segments(batch)) if batch.scored else []
+        first = [bad_rows, *(tensor for block in scored for tensor in block.tensors)]
         if not batch.sampled_rows_host:
-            return Launched(self._copies.start(bad_rows), [])
+            return Launched(self._copies.start(*first), scored, [])
         hidden = hidden[: len(rows)] if batch.sampled_tokens is None else hidden[batch.sampled_tokens]
         logits = self._model.logits(hidden)
         output_positions = self._table.length[rows] - self._table.prompt_length[rows]
         output = self._sampler.sample(logits, rows, batch.sampled_rows_host, output_positions, masks)
         self._table.append_sampled(rows, output.token_ids)
         tensors = [tensor for block in output.logprobs for tensor in block.tensors]
-        return Launched(self._copies.start(bad_rows, output.token_ids, output.nan, *tensors), output.logprobs)
+        arrival = self._copies.start(*first, output.token_ids, output.nan, *tensors)
+        return Launched(arrival, scored, output.logprobs)
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Launched) -> StepResult:
         result = StepResult(plan.step_id, [])
@@ -71,6 +79,13 @@ class SampleFinish:
         if bad_rows.any():
             for i in bad_rows.nonzero()[:, 0].tolist():
                 result.failed[batch.request_ids[i]] = "its hidden states are not finite (NaN or infinity)"
+        for scored in launched.scored:
+            arrived, sampled = sampled[: len(scored.tensors)], sampled[len(scored.tensors) :]
+            for request_id, prompt_rows in scored.rows(arrived):
+                if prompt_rows is None:
+                    result.failed.setdefault(request_id, "its prompt's logits are not finite (NaN)")
+                else:
+                    result.prompt_rows[request_id] = prompt_rows
         if sampled:
             token_ids, nan, *tensors = sampled
             result.token_ids = token_ids.tolist()
@@ -82,3 +97,16 @@ class SampleFinish:
                     result.logprobs[plan.sampled[i]] = logprobs
                 del tensors[:3]
         return result
+
+
+def _segments(batch: Batch) -> list[Segment]:
+    """Where the hidden states of scored positions are."""
+    segments, start = [], 0
+    for i, request_id in enumerate(batch.request_ids):
+        count = batch.step.query_lens[i]
+        if request_id in batch.scored:
+            first, end = batch.scored[request_id]
+            computed = batch.step.max_seq_lens[i] - count  # before this step
+            segments.append(Segment(request_id, batch.rows_host[i], start + first - computed, first, end))
+        start += count
+    return segments

@@ -66,6 +66,7 @@ class ModelRunner:
             for row, request in zip(added, plan.new_rows, strict=True):
                 part.add(row, request)
         batch = self._batches.build(plan)
+        batch.scored = plan.scored
         for extension in self._extensions:
             extension.build(batch, plan)
         computed = self._graphs.run(batch, self._graph_key(batch), self._compute)

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import msgspec
+
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import SchedulerConfig
 from octavo.core.hooks import Gate, Round, TokenCap
@@ -38,6 +40,7 @@ class Planned:
     num_deferred: int = 0
     first_tokens: list[tuple[Request, int]] = field(default_factory=list)  # brought to their first token; their epochs
     shares: list[StepShare] | None = None
+    scored: list[tuple[Request, int]] = field(default_factory=list)  # whose prompts it scores; their epochs
     num_generated_tokens: int = 0  # from here on: known after the update
     num_prompt_tokens: int = 0
     num_prompt_tokens_cached: int = 0
@@ -120,6 +123,8 @@ class Scheduler:
         self._next_epoch += 1
         request.num_expected_tokens = request.num_tokens
         request.num_computed_tokens = 0
+        if request.scores is not None:
+            request.scores.restart()
 
     # planning
 
@@ -162,6 +167,7 @@ class Scheduler:
             self._num_deferred,
             plan.first_tokens,
             plan.shares(self.requests) if self.is_watched else None,
+            [(self.requests[name], self.requests[name].epoch) for name in plan.scored],
         )
         step = plan.finish(removed, self.cache)
         if self._shared_prefixes is not None:
@@ -361,6 +367,8 @@ class Scheduler:
         request = self.requests.get(request_id)
         if request is not None and request.status is RequestStatus.RUNNING:
             self.cache.forget(request)
+            if request.scores is not None:
+                request.scores.forget()
             self._preempt(request, is_sound=False)
 
     def preempt_all(self) -> None:
@@ -381,6 +389,8 @@ class Scheduler:
         ended: list[Request] = []
         failed, logprobs = result.failed, result.logprobs
         now = time.monotonic()
+        if planned.scored:
+            self._take_scores(planned, result)
         starting = self._note_first_tokens(planned, failed, now)
         dropped = 0
         for request, epoch, token_id in zip(planned.sampled, planned.epochs, result.token_ids, strict=True):
@@ -405,9 +415,10 @@ class Scheduler:
                 is_first = starting and len(token_ids) == request.num_prompt_tokens + 1
                 timing = _timing(request, now) if is_first else None
                 cached = request.num_cached_tokens
-                deltas.append(
-                    Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=cached, timing=timing)
-                )
+                delta = Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=cached, timing=timing)
+                if is_first and request.scores is not None:
+                    delta = msgspec.structs.replace(delta, prompt_rows=request.scores.take())
+                deltas.append(delta)
         planned.num_generated_tokens = len(planned.sampled) - dropped
         if ended:
             gone = {id(request) for request in ended}
@@ -426,7 +437,17 @@ class Scheduler:
                 planned.num_prompt_tokens += request.num_prompt_tokens
                 planned.num_prompt_tokens_cached += request.num_cached_tokens
                 starting = True
+                if request.scores is not None:
+                    self.cache.note_scores(request, request.scores)  # with all checkpoints that its prompt has left
         return starting
+
+    def _take_scores(self, planned: Planned, result: StepResult) -> None:
+        """Log-probabilities of prompts: to whom they belong, and to the prefix cache."""
+        for request, epoch in planned.scored:
+            if request.epoch == epoch and request.request_id not in result.failed:
+                assert request.scores is not None
+                request.scores.add(result.prompt_rows[request.request_id])
+                self.cache.note_scores(request, request.scores)
 
     def _retire(self, request: Request, has_row: bool) -> None:
         del self.requests[request.request_id]
@@ -456,6 +477,7 @@ class Scheduler:
             logprobs=request.logprobs or None,
             num_cached_tokens=max(0, request.num_cached_tokens),
             timing=_timing(request, now),
+            prompt_rows=None if request.scores is None else request.scores.take(),
         )
 
 

@@ -14,7 +14,12 @@ from octavo.core.outputs import CompletionOutput
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.answer import Answer, TokenCounts, new_answer
-from octavo.server.logprobs import TokenNames, chat_logprobs
+from octavo.server.logprobs import (
+    TokenNames,
+    chat_logprobs,
+    prompt_logprobs,
+    refuse_prompt_logprobs_in_stream,
+)
 from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
 from octavo.server.prompts import PreparedPrompt, conversation_from, prepare_conversation, truncate
 from octavo.server.protocol.chat import ChatCompletionRequest, ChatCompletionResponse
@@ -89,6 +94,7 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
     model = served.name_for(body.model)
     refuse_unsupported(body)
     check_stream_options(body.stream, body.stream_options)
+    refuse_prompt_logprobs_in_stream(body, body.stream)
     forced = forced_tools(body.tool_choice, body.parallel_tool_calls)
     tools = chosen_tools(body, served, forced)
     conversation = conversation_from(body, body.messages, reasoning_effort=body.reasoning_effort)
@@ -225,6 +231,7 @@ async def complete(job: ChatJob, state: ServerState) -> ChatCompletionResponse:
             "model": job.model,
             "choices": choices,
             "usage": counts.openai(job.served.options.enable_prompt_tokens_details),
+            **prompt_logprobs(final, is_wanted=True),
             "prompt_token_ids": job.prompt.token_ids if job.body.return_token_ids else None,
             "prompt_text": job.prompt.text if job.body.return_prompt_text else None,
         }

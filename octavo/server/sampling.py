@@ -45,10 +45,13 @@ _FIELDS = (
     "stream_interval",
     "trace_decode_token_ids",
     "skip_reading_prefix_cache",
+    "prompt_logprobs",
+    "prompt_logprob_token_ids",
+    "prompt_logprob_start",
     "logits_processors",
 )
 
-# Fields that change what is generated or answered, and that nothing here implements.
+# Fields that change what is generated or answered, and that nothing here implements, or not in every API.
 _UNSUPPORTED = frozenset(
     [
         "audio",
@@ -67,6 +70,7 @@ _UNSUPPORTED = frozenset(
         "prediction",
         "previous_input_messages",
         "prompt_embeds",
+        "prompt_logprob_token_ids",
         "prompt_logprobs",
         "return_mm_kwargs",
         "return_token_offsets",

@@ -89,6 +89,18 @@ class SamplingFields(Open):
     )
 
 
+class PromptLogprobFields(Open):
+    prompt_logprobs: int | None = described(
+        None, "The most likely N tokens at each position of the prompt; -1: all. Not with stream.", minimum=-1
+    )
+    prompt_logprob_token_ids: list[int] | list[list[int]] | None = Field(
+        None, description="Log-probabilities of these at each position of the prompt, or a list for each scored one."
+    )
+    prompt_logprob_start: int | None = described(
+        None, "The first scored position: its row is of the token after it.", minimum=0, maximum=INT64 - 1
+    )
+
+
 class RequestFields(Open):
     """What is not about tokens."""
 
@@ -132,6 +144,15 @@ class Usage(Closed):
     completion_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = None
     completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class PromptLogprob(Closed):
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by token of the prompt, then by token id
 
 
 class FunctionDefinition(Open):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -213,3 +214,27 @@ def test_searches_are_one_request_and_answer_once() -> None:
     for one in (prepared, best):
         assert one.params.output_kind is RequestOutputKind.FINAL_ONLY
     assert search.output_kind is RequestOutputKind.CUMULATIVE, "the user's own is left alone"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt_logprob_token_ids": [1], "prompt_logprob_start": 3}, "prompt_logprob_start must be at most 2"),
+        ({"prompt_logprob_token_ids": [[1], [2]], "prompt_logprob_start": 1}, "has 2 rows, but the prompt of 3 tokens"),
+        ({"prompt_logprob_token_ids": [1000]}, "prompt_logprob_token_ids"),
+        ({"prompt_logprobs": -1}, "would take 1.8 GiB; at most 1 GiB"),
+    ],
+)
+def test_log_probabilities_of_a_prompt_are_checked_against_it(fields: dict[str, Any], message: str) -> None:
+    vocab_size = 80_000_000 if "prompt_logprobs" in fields else 1000
+    inputs = InputProcessor(PromptLimits(vocab_size, 100, -1))
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        inputs.prepare([5, 6, 7], SamplingParams(**fields), "r")
+    inputs.prepare([5, 6], SamplingParams(prompt_logprob_token_ids=[[1]], prompt_logprob_start=0), "r")
+
+
+def test_only_the_first_of_n_asks_for_the_prompt_s_log_probabilities() -> None:
+    params = SamplingParams(n=3, prompt_logprobs=2, prompt_logprob_token_ids=[5])
+    prepared = InputProcessor(PromptLimits(1000, 100, -1)).prepare([5, 6, 7], params, "r")
+    asked = [(one.params.prompt_logprobs, one.params.prompt_logprob_token_ids) for one in prepared.submits]
+    assert asked == [(2, [5]), (None, None), (None, None)]

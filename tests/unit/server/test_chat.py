@@ -163,7 +163,7 @@ def test_echo_and_continuing_a_message() -> None:
         ({"repetition_detection": {"size": 2}}, "repetition_detection"),
         ({"stream_interval": 0}, "stream_interval"),
         ({"logits_processors": [{"arguments": {}}]}, "logits_processors.name"),
-        ({"prompt_logprobs": 0}, "prompt_logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
         ({"bad_words": [" "]}, "bad_words"),
         ({"use_beam_search": True, "min_tokens": 2}, "min_tokens"),
         ({"temperature": 2.1}, "temperature"),
