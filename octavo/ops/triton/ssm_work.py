@@ -112,8 +112,8 @@ def _list_chunks(
     for first in range(0, num_rows, BLOCK_R):
         row = first + lane
         real = row < num_rows
-        begin = tl.load(query_start + row, mask=real, other=0)
-        tokens = tl.load(query_start + row + 1, mask=real, other=0) - begin
+        begin = tl.load(query_start + row, mask=real, other=0).to(tl.int32)
+        tokens = tl.load(query_start + row + 1, mask=real, other=0).to(tl.int32) - begin
         is_long = tokens > SHORT
         long = is_long.to(tl.int32)
         full = tl.where(is_long, (tokens - 1) // size, 0)
