@@ -12,6 +12,7 @@ from octavo.config.engine_config import (
     EngineConfig,
     MachineConfig,
     ModelConfig,
+    SamplingConfig,
     SchedulerConfig,
     StructuredConfig,
     TextConfig,
@@ -68,6 +69,7 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
         machine=choice.machine(),
         admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
         structured=choice.structured(),
+        sampling=choice.sampling(),
     )
     return Resolved(config, choice.in_order())
 
@@ -259,6 +261,21 @@ class _Choice:
             self.because(name, "auto", f"the first of {', '.join(AUTO_ORDER)} that can honour all of a request's form")
         return StructuredConfig(AUTO_ORDER if backend == "auto" else (backend,), **given)
 
+    def sampling(self) -> SamplingConfig:
+        options = self.options
+        for path in options.logits_processors:
+            _check_path("logits_processors", path, "module:Class")
+        factories: dict[str, str] = {}
+        for given in options.request_logits_processors:
+            name, _, path = given.partition("=")
+            _check_path("request_logits_processors", given, "name=module:factory", path if name else "")
+            if name in factories:
+                raise ConfigurationError(f"request_logits_processors names {name} twice: {factories[name]} and {path}")
+            factories[name] = path
+        return SamplingConfig(
+            options.logprobs_mode, tuple(options.logits_processors), factories, options.logits_processor_timeout
+        )
+
     # ---- single choices
 
     def _tokenizer(self, checkpoint: Checkpoint) -> str:
@@ -372,6 +389,13 @@ class _Choice:
 
     def _platform_default(self, name: str, otherwise: Any) -> Any:
         return self.platform.default_options.get(name, otherwise)
+
+
+def _check_path(option: str, given: str, form: str, path: str | None = None) -> None:
+    """Raises ConfigurationError where `path` (`given`, if there is none) is no "module:name"."""
+    module, _, name = (given if path is None else path).partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise ConfigurationError(f"{option} must be {form}, got {given!r}")
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

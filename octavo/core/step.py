@@ -69,3 +69,4 @@ class StepResult:
     token_ids: list[int]
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)  # of the requests that asked
     failed: dict[str, str] = field(default_factory=dict)  # rows whose own forward or sampling went wrong: why
+    refused: dict[str, str] = field(default_factory=dict)  # rows whose own wishes make it impossible to go on: why

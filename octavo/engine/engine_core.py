@@ -162,6 +162,8 @@ class EngineCore:
         planned = self.scheduler.planned(handle.plan)
         proven = self._proven(planned, result.failed) if self._quarantine else []
         deltas = self.scheduler.update(handle.plan, result)
+        if result.refused:
+            deltas += self._refuse_rows(planned, result.refused)
         if result.failed:
             deltas += self._isolate(result.failed, handle.plan.step_id)
         if self._quarantine:
@@ -265,6 +267,15 @@ class EngineCore:
         suspects = [[request_id] for request_id in failed if request_id in self.scheduler.requests]
         if suspects:
             self._suspect(suspects)
+        return deltas
+
+    def _refuse_rows(self, planned: Planned, refused: dict[str, str]) -> list[Delta]:
+        """They end at once: there is nothing to find out, and they harmed nobody."""
+        deltas: list[Delta] = []
+        for request in planned.sampled:
+            request_id = request.request_id
+            if request_id in refused and self.scheduler.requests.get(request_id) is request:
+                deltas += self._condemn(request_id, refused[request_id])
         return deltas
 
     def _suspect(self, groups: list[list[str]]) -> None:

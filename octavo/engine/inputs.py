@@ -82,6 +82,7 @@ class InputProcessor:
             raise InvalidParameter("priority", priority, "a whole number")
         text, token_ids, salt = self._read(prompt, add_special_tokens)
         self._check_length(len(token_ids))
+        params = self._with_bad_words(params)
         self._check_params(params)
         if params.max_tokens is None:
             params = msgspec.structs.replace(params, max_tokens=self.limits.max_model_len - len(token_ids))
@@ -145,6 +146,24 @@ class InputProcessor:
         if num_tokens > limit:
             reason = f"the context is {limit + 1} tokens (max_model_len), and one of them must be left for the output"
             raise PromptTooLong(num_tokens, limit, reason)
+
+    def _with_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """`bad_words` as tokens, behind those given as such. A word is meant at the beginning of a text and within it:
+        with a space before it, it may have another first token."""
+        if not params.bad_words:
+            return params
+        tokenizer = self._text_tokenizer("bad_words")
+        found = list(params.bad_words_token_ids or ())
+        for i, word in enumerate(params.bad_words):
+            plain, spaced = (tokenizer.encode(before + word.lstrip(), add_special_tokens=False) for before in ("", " "))
+            if not plain:
+                raise InvalidParameter(f"bad_words[{i}]", word, "a text that has tokens")
+            forms = [plain, spaced] if len(spaced) == len(plain) and spaced[0] != plain[0] else [plain]
+            found += forms
+            if max(map(max, forms)) >= self.limits.vocab_size:
+                limit = f"made of tokens below the vocabulary size {self.limits.vocab_size}"
+                raise InvalidParameter(f"bad_words[{i}]", word, limit)
+        return msgspec.structs.replace(params, bad_words_token_ids=found)
 
     def _check_params(self, params: SamplingParams) -> None:
         params.validate_for(self.limits.vocab_size, self.limits.max_logprobs)

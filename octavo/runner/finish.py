@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ class Finish(Protocol):
 
 @dataclass(slots=True)
 class Launched:
-    """On its way to the host: bad_rows [R] and, where anything is sampled, token ids and NaN flags [S], then the
+    """On its way to the host: bad_rows [R] and, where anything is sampled, token ids and largest logits [S], then the
     tensors of log-probabilities."""
 
     arrival: Arrival
@@ -63,7 +64,7 @@ class SampleFinish:
         output = self._sampler.sample(logits, rows, batch.sampled_rows_host, output_positions, masks)
         self._table.append_sampled(rows, output.token_ids)
         tensors = [tensor for block in output.logprobs for tensor in block.tensors]
-        return Launched(self._copies.start(bad_rows, output.token_ids, output.nan, *tensors), output.logprobs)
+        return Launched(self._copies.start(bad_rows, output.token_ids, output.greatest, *tensors), output.logprobs)
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Launched) -> StepResult:
         result = StepResult(plan.step_id, [])
@@ -72,13 +73,25 @@ class SampleFinish:
             for i in bad_rows.nonzero()[:, 0].tolist():
                 result.failed[batch.request_ids[i]] = "its hidden states are not finite (NaN or infinity)"
         if sampled:
-            token_ids, nan, *tensors = sampled
+            token_ids, greatest, *tensors = sampled
             result.token_ids = token_ids.tolist()
-            if nan.any():
-                for i in nan.nonzero()[:, 0].tolist():
-                    result.failed.setdefault(plan.sampled[i], "its logits are not finite (NaN)")
+            broken = ~torch.isfinite(greatest)
+            if broken.any():
+                for i in broken.nonzero()[:, 0].tolist():
+                    self._blame(result, plan.sampled[i], float(greatest[i]))
             for block in launched.logprobs:
                 for i, logprobs in block.rows(tensors[:3]):
                     result.logprobs[plan.sampled[i]] = logprobs
                 del tensors[:3]
         return result
+
+    @staticmethod
+    def _blame(result: StepResult, request_id: str, greatest: float) -> None:
+        """A row without a finite largest logit. A model gives every token some chance: where none has any, masks and
+        biases left it nothing."""
+        if request_id in result.failed:
+            return
+        if greatest == -math.inf:
+            result.refused[request_id] = "no token is left that it may have: all are ruled out"
+        else:
+            result.failed[request_id] = "its logits are not finite (NaN)"
