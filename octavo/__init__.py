@@ -10,11 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "RequestOutput", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "BatchUpdate",
+    "LogitsProcessor",
+    "MoveDirectionality",
+    "ProcessorCall",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncEngine": "octavo.engine.async_engine",
+    "BatchUpdate": "octavo.sampling.processors",
+    "LogitsProcessor": "octavo.sampling.processors",
+    "MoveDirectionality": "octavo.sampling.processors",
+    "ProcessorCall": "octavo.core.params",
     "RequestOutput": "octavo.core.outputs",
     "SamplingParams": "octavo.core.params",
     "StructuredOutputsParams": "octavo.core.structured",
@@ -22,10 +37,11 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from octavo.core.outputs import RequestOutput
-    from octavo.core.params import SamplingParams
+    from octavo.core.params import ProcessorCall, SamplingParams
     from octavo.core.structured import StructuredOutputsParams
     from octavo.engine.async_engine import AsyncEngine
     from octavo.llm import LLM
+    from octavo.sampling.processors import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 
 def __getattr__(name: str) -> Any:

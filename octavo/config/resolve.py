@@ -3,6 +3,7 @@ asks no machine and logs nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,15 @@ class Resolved:
     reasons: list[Reason]
 
 
-def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, model: ModelFacts) -> Resolved:
-    """`checkpoint` has `hf_overrides` applied and the `generation_config` that the options name; `model` describes it.
-    Raises ConfigurationError."""
+def resolve(
+    options: Options,
+    checkpoint: Checkpoint,
+    platform: PlatformFacts,
+    model: ModelFacts,
+    processors: Sequence[str] = (),
+) -> Resolved:
+    """`checkpoint` has `hf_overrides` applied and the `generation_config` that the options name; `model` describes it;
+    `processors` are the logits processors that installed packages bring. Raises ConfigurationError."""
     choice = _Choice(options, platform, model)
     model_config = choice.model(checkpoint)
     config = EngineConfig(
@@ -69,7 +76,7 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
         machine=choice.machine(),
         admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
         structured=choice.structured(),
-        sampling=choice.sampling(),
+        sampling=choice.sampling(processors),
     )
     return Resolved(config, choice.in_order())
 
@@ -261,8 +268,11 @@ class _Choice:
             self.because(name, "auto", f"the first of {', '.join(AUTO_ORDER)} that can honour all of a request's form")
         return StructuredConfig(AUTO_ORDER if backend == "auto" else (backend,), **given)
 
-    def sampling(self) -> SamplingConfig:
+    def sampling(self, installed: Sequence[str]) -> SamplingConfig:
         options = self.options
+        paths = tuple(dict.fromkeys([*installed, *options.logits_processors]))
+        if installed:
+            self.because("logits_processors", ", ".join(paths), f"installed packages bring {', '.join(installed)}")
         for path in options.logits_processors:
             _check_path("logits_processors", path, "module:Class")
         factories: dict[str, str] = {}
@@ -272,9 +282,7 @@ class _Choice:
             if name in factories:
                 raise ConfigurationError(f"request_logits_processors names {name} twice: {factories[name]} and {path}")
             factories[name] = path
-        return SamplingConfig(
-            options.logprobs_mode, tuple(options.logits_processors), factories, options.logits_processor_timeout
-        )
+        return SamplingConfig(options.logprobs_mode, paths, factories, options.logits_processor_timeout)
 
     # ---- single choices
 

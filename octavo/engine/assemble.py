@@ -12,6 +12,7 @@ from octavo.engine.engine_core import EngineCore
 from octavo.errors import OutOfMemory
 from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
+from octavo.sampling.request_processors import RequestProcessors
 from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.constraint import StructuredOutputs
@@ -50,5 +51,11 @@ def build_engine(config: EngineConfig, platform: Platform) -> EngineCore:
     structured = StructuredOutputs(lambda: vocabulary_of(config), config.structured, config.machine.threads)
     scheduler = Scheduler(config.scheduler, cache, caps, gates=[structured])
     return EngineCore(
-        scheduler, InlineExecutor(worker), config.scheduler.depth, longest, config.model.seed, constraint=structured
+        scheduler,
+        InlineExecutor(worker),
+        config.scheduler.depth,
+        longest,
+        config.model.seed,
+        constraint=structured,
+        processors=RequestProcessors(config.sampling.request_processors),
     )

@@ -17,6 +17,7 @@ from octavo.core.request import Request
 from octavo.engine.recovery import Quarantine
 from octavo.errors import InvalidRequest, PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
+from octavo.sampling.request_processors import RequestProcessors
 from octavo.scheduler.scheduler import Planned, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -35,12 +36,14 @@ class EngineCore:
         max_total_tokens: int,
         seed: int,
         constraint: Constraint | None = None,
+        processors: RequestProcessors | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.depth = depth
         self.max_total_tokens = max_total_tokens
         self._constraint = constraint
+        self._processors = processors or RequestProcessors()
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
         self._suspected_before = 0  # steps before this one were planned without regard to who is suspected
@@ -61,7 +64,7 @@ class EngineCore:
                 self.max_total_tokens - 1,
                 "the engine's context (model and cache) less one token to generate",
             )
-        params = submit.params
+        params = self._processors.bind(submit.params)
         limit = self.max_total_tokens
         if params.max_tokens is not None:
             limit = min(limit, num_prompt + params.max_tokens)

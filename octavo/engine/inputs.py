@@ -19,6 +19,7 @@ from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
 from octavo.engine.outputs import PreparedRequest
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from octavo.sampling.processors import LogitsProcessor, validate
 from octavo.tokenization.chat_template import render_chat
 from octavo.tokenization.tokenizer import Tokenizer
 
@@ -56,8 +57,10 @@ class InputProcessor:
         tokenizer: Tokenizer | None = None,
         eos_token_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        processors: Sequence[type[LogitsProcessor]] = (),
     ) -> None:
         self.limits, self.tokenizer, self.chat_template = limits, tokenizer, chat_template
+        self.processors = processors  # the engine's own, which check their arguments
         self.eos_token_ids = sorted(set(eos_token_ids))
 
     @property
@@ -167,6 +170,7 @@ class InputProcessor:
 
     def _check_params(self, params: SamplingParams) -> None:
         params.validate_for(self.limits.vocab_size, self.limits.max_logprobs)
+        validate(self.processors, params)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest(
                 "stop strings need a tokenizer, and the engine runs without one (skip_tokenizer_init)", "stop"

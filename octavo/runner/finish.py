@@ -13,8 +13,7 @@ from octavo.ops.device import Arrival, HostCopies
 from octavo.runner.batch import Batch
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
-from octavo.sampling.logprobs import LogprobBlock
-from octavo.sampling.sampler import Sampler
+from octavo.sampling.sampler import Sampler, SamplerOutput
 
 
 class Finish(Protocol):
@@ -33,7 +32,7 @@ class Launched:
     tensors of log-probabilities."""
 
     arrival: Arrival
-    logprobs: list[LogprobBlock]
+    output: SamplerOutput | None
 
 
 class SampleFinish:
@@ -57,41 +56,49 @@ class SampleFinish:
     ) -> Launched:
         rows = batch.sampled_rows
         if not batch.sampled_rows_host:
-            return Launched(self._copies.start(bad_rows), [])
+            return Launched(self._copies.start(bad_rows), None)
         hidden = hidden[: len(rows)] if batch.sampled_tokens is None else hidden[batch.sampled_tokens]
         logits = self._model.logits(hidden)
         output_positions = self._table.length[rows] - self._table.prompt_length[rows]
         output = self._sampler.sample(logits, rows, batch.sampled_rows_host, output_positions, masks)
         self._table.append_sampled(rows, output.token_ids)
         tensors = [tensor for block in output.logprobs for tensor in block.tensors]
-        return Launched(self._copies.start(bad_rows, output.token_ids, output.greatest, *tensors), output.logprobs)
+        return Launched(self._copies.start(bad_rows, output.token_ids, output.greatest, *tensors), output)
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Launched) -> StepResult:
         result = StepResult(plan.step_id, [])
         bad_rows, *sampled = launched.arrival.wait()
+        output = launched.output
         if bad_rows.any():
             for i in bad_rows.nonzero()[:, 0].tolist():
                 result.failed[batch.request_ids[i]] = "its hidden states are not finite (NaN or infinity)"
-        if sampled:
+        if output is not None:
             token_ids, greatest, *tensors = sampled
             result.token_ids = token_ids.tolist()
             broken = ~torch.isfinite(greatest)
             if broken.any():
+                has_own = {i for i, tokens in output.followed if tokens.processors}
                 for i in broken.nonzero()[:, 0].tolist():
-                    self._blame(result, plan.sampled[i], float(greatest[i]))
-            for block in launched.logprobs:
+                    self._blame(result, plan.sampled[i], float(greatest[i]), i in has_own)
+            for i, tokens in output.followed:
+                tokens.output_token_ids.append(result.token_ids[i])
+            for i, reason in output.refused.items():
+                result.refused[plan.sampled[i]] = reason
+            for block in output.logprobs:
                 for i, logprobs in block.rows(tensors[:3]):
                     result.logprobs[plan.sampled[i]] = logprobs
                 del tensors[:3]
         return result
 
     @staticmethod
-    def _blame(result: StepResult, request_id: str, greatest: float) -> None:
+    def _blame(result: StepResult, request_id: str, greatest: float, has_processors: bool) -> None:
         """A row without a finite largest logit. A model gives every token some chance: where none has any, masks and
         biases left it nothing."""
         if request_id in result.failed:
             return
         if greatest == -math.inf:
             result.refused[request_id] = "no token is left that it may have: all are ruled out"
+        elif has_processors:
+            result.refused[request_id] = "its logits processors made logits that are not finite (NaN or infinity)"
         else:
             result.failed[request_id] = "its logits are not finite (NaN)"

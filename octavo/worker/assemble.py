@@ -20,6 +20,10 @@ from octavo.runner.extension import BatchExtension
 from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
 from octavo.runner.row_table import RowTable
 from octavo.runner.state_copies import StateCopies
+from octavo.sampling.engine_processors import EngineProcessors
+from octavo.sampling.processors import load_classes
+from octavo.sampling.sampler import Sampler
+from octavo.sampling.token_edits import TokenHistory
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
 
@@ -65,6 +69,15 @@ def _construct(config: EngineConfig, platform: Platform, device: torch.device) -
 
 def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:
     return [StateCopies(cache.copy)]
+
+
+def build_sampler(config: EngineConfig, vocab_size: int, table: RowTable) -> Sampler:
+    """With the engine's own logits processors. Raises ConfigurationError."""
+    device, sampling = table.computed.device, config.sampling
+    classes = load_classes(sampling.logits_processors)
+    processors = EngineProcessors(classes, config, device) if classes else None
+    history = TokenHistory(table.tokens, table.length)
+    return Sampler(config.scheduler.max_num_seqs, vocab_size, device, history, sampling, processors)
 
 
 def build_steps(

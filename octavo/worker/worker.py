@@ -14,9 +14,7 @@ from octavo.platforms.platform import Platform
 from octavo.runner.finish import SampleFinish
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.row_table import RowTable
-from octavo.sampling.sampler import Sampler
-from octavo.sampling.token_edits import TokenHistory
-from octavo.worker.assemble import build_extensions, build_model, build_steps
+from octavo.worker.assemble import build_extensions, build_model, build_sampler, build_steps
 from octavo.worker.explain import explain_groups
 from octavo.worker.memory import MemoryPlan, plan_memory
 from octavo.worker.paged_cache import PagedCache
@@ -46,13 +44,10 @@ class Worker:
         max_rows, max_tokens = config.scheduler.max_num_seqs, config.scheduler.max_model_len
         widths = [group.retention.table_width(max_tokens, group.tokens) for group in self.groups]
         table = RowTable(max_rows, max_tokens, widths, self.device)
-        history = TokenHistory(table.tokens, table.length)
-        mode = config.sampling.logprobs_mode
-        sampler = Sampler(max_rows, self.model.vocab_size, self.device, history, mode)
         self.runner = ModelRunner(
             self.model,
             table,
-            SampleFinish(self.model, table, sampler),
+            SampleFinish(self.model, table, build_sampler(config, self.model.vocab_size, table)),
             build_extensions(self.cache),
             *build_steps(config, platform, self.model, table, self.groups[0].tokens),
             scrub=self.cache.scrub,

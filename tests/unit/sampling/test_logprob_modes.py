@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from octavo.config.engine_config import SamplingConfig
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import LOGPROBS_MODES, SamplingParams
 from octavo.ops import dispatch
@@ -118,7 +119,7 @@ def test_what_is_drawn_does_not_depend_on_the_mode() -> None:
 
 def test_the_engines_mode_holds_where_a_request_does_not_say() -> None:
     logits = torch.randn(2, VOCAB_SIZE)
-    sampler = Sampler(4, VOCAB_SIZE, "cpu", logprobs_mode="raw_logits")
+    sampler = Sampler(4, VOCAB_SIZE, "cpu", config=SamplingConfig(logprobs_mode="raw_logits"))
     for row, mode in enumerate((None, "raw_logprobs")):
         params = SamplingParams(temperature=0.0, logprobs=0, logprobs_mode=mode)  # type: ignore[arg-type]
         sampler.add_row(row, params, row, [1], [], frozenset())
