@@ -4,8 +4,8 @@
 
 Of several steps the fastest counts. `sampling_us` is all of a step's sampling, from logits on the device to tokens on
 the host, the head that makes the logits left out; `overhead_us` is what it takes more than plain draws do,
-`share_of_step` that over a whole plain decode step of the model. Features do not depend on a model's layers, only on its
-vocabulary, so those of a large model are measured with one of its layers. Grammar masks are made while the forward
+`share_of_step` that over a whole plain decode step of the model. Features do not depend on a model's layers, only on
+its vocabulary, so those of a large model are measured with one of its layers. Grammar masks are made while the forward
 runs: `host_us` is the making, by backend (`benchmarks/structured.py` has more forms), `sampling_us` has their
 application.
 """
