@@ -14,12 +14,15 @@ __all__ = [
     "LLM",
     "AsyncEngine",
     "BatchUpdate",
+    "BeamSearchParams",
     "LogitsProcessor",
     "MoveDirectionality",
     "ProcessorCall",
+    "RepetitionDetection",
     "RequestOutput",
     "SamplingParams",
     "StructuredOutputsParams",
+    "Thinking",
     "__version__",
 ]
 
@@ -31,14 +34,17 @@ _HOMES = {
     "MoveDirectionality": "octavo.sampling.processors",
     "ProcessorCall": "octavo.core.params",
     "RequestOutput": "octavo.core.outputs",
+    "BeamSearchParams": "octavo.core.params",
+    "RepetitionDetection": "octavo.core.params",
     "SamplingParams": "octavo.core.params",
     "StructuredOutputsParams": "octavo.core.structured",
+    "Thinking": "octavo.core.structured",
 }
 
 if TYPE_CHECKING:
     from octavo.core.outputs import RequestOutput
-    from octavo.core.params import ProcessorCall, SamplingParams
-    from octavo.core.structured import StructuredOutputsParams
+    from octavo.core.params import BeamSearchParams, ProcessorCall, RepetitionDetection, SamplingParams
+    from octavo.core.structured import StructuredOutputsParams, Thinking
     from octavo.engine.async_engine import AsyncEngine
     from octavo.llm import LLM
     from octavo.sampling.processors import BatchUpdate, LogitsProcessor, MoveDirectionality

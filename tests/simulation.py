@@ -18,14 +18,18 @@ from octavo.cache.manager import CacheManager
 from octavo.cache.retention import KeepAll, KeepLatest, Retention
 from octavo.cache.spec import PageLayout, PagePart
 from octavo.config.engine_config import SchedulerConfig
+from octavo.core.buckets import Buckets
 from octavo.core.hooks import TokenCap
 from octavo.core.messages import Submit
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.step import StepPlan, StepResult, TokenMasks
+from octavo.engine.constraints import Constraints
 from octavo.engine.engine_core import EngineCore
+from octavo.scheduler.bucket_cap import BucketCap
 from octavo.scheduler.caps import FairShare, LongPrefill, StateBorders
 from octavo.scheduler.scheduler import Scheduler
 from octavo.structured.constraint import StructuredOutputs
+from octavo.structured.forced import ForcedTokens
 
 VOCABULARY = 50
 END = 0  # the end-of-sequence id
@@ -202,6 +206,42 @@ class SimulatedDevice:
         return poisoned
 
 
+class CountedStep:
+    def __init__(self, plan: StepPlan) -> None:
+        self.plan = plan
+
+    def finish(self, masks: TokenMasks | None = None) -> None:
+        pass
+
+    def wait(self) -> StepResult:
+        return StepResult(self.plan.step_id, [1] * len(self.plan.sampled))
+
+
+class CountingDevice:
+    """Computes nothing, and counts what steps that are padded to `buckets` would compute."""
+
+    def __init__(self, buckets: Buckets) -> None:
+        self.buckets = buckets
+        self.sizes: list[tuple[int, int, int]] = []  # of each step: tokens, tokens with padding, rows
+
+    def submit(self, plan: StepPlan) -> CountedStep:
+        num_tokens, num_rows = plan.total_tokens, len(plan.num_scheduled_tokens)
+        bucket = self.buckets.fit(num_tokens, num_rows)
+        self.sizes.append((num_tokens, bucket[0] if bucket else num_tokens, num_rows))
+        return CountedStep(plan)
+
+    def reset(self) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+    def padding(self) -> float:
+        """The share of padding in what mixed steps computed."""
+        mixed = [(num_tokens, padded) for num_tokens, padded, num_rows in self.sizes if num_tokens > num_rows]
+        return 1 - sum(num_tokens for num_tokens, _ in mixed) / sum(padded for _, padded in mixed)
+
+
 def layout(num_bytes: int, block_size: int) -> PageLayout:
     return PageLayout(block_size, (PagePart("kv", (num_bytes,), "uint8"),))
 
@@ -228,6 +268,8 @@ def make_engine(
     reserve_full_prompt: bool = True,
     lives: BlockLives | None = None,
     structured: StructuredOutputs | None = None,
+    forced: ForcedTokens | None = None,
+    buckets: Buckets | None = None,
     **device_options: Callable[[list[int]], bool],
 ) -> EngineCore:
     groups = make_groups(pages, block_size)
@@ -239,10 +281,15 @@ def make_engine(
     caps: list[TokenCap] = [LongPrefill(0), FairShare(block_size)]
     if cache.has_states:
         caps.append(StateBorders(cache))
+    if buckets is not None:
+        caps.append(BucketCap(buckets, block_size))
     scheduler = Scheduler(config, cache, caps, () if structured is None else [structured])
     device = SimulatedDevice([retention for _, retention in pages], block_size, max_rows, **device_options)
-    device.samples_late = structured is not None
-    return EngineCore(scheduler, device, depth, cache.max_tokens(max_model_len), seed=0, constraint=structured)
+    device.samples_late = structured is not None or forced is not None
+    constraint = (
+        structured if forced is None else Constraints([part for part in (structured, forced) if part is not None])
+    )
+    return EngineCore(scheduler, device, depth, cache.max_tokens(max_model_len), seed=0, constraint=constraint)
 
 
 def submit(

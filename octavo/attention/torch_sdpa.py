@@ -56,6 +56,7 @@ class SdpaPlan:
 class TorchSdpa:
     name = "torch_sdpa"
     is_capturable = False
+    reads_shared_prefix = False
 
     def __init__(self) -> None:
         self._stairs: dict[tuple[int | None, torch.dtype, torch.device], torch.Tensor] = {}
@@ -71,6 +72,9 @@ class TorchSdpa:
 
     def plan(self, step: StepContext, group: int) -> SdpaPlan:
         return SdpaPlan()
+
+    def prepare(self) -> None:
+        """Nothing to load."""
 
     def graph_key(self, step: StepContext) -> Hashable:
         return None

@@ -10,7 +10,7 @@ from octavo.cache.groups import CacheGroup
 from octavo.cache.lives import BlockLives
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
-from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepLatest
+from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepAll, KeepLatest
 from octavo.cache.reuse import ReuseHistory
 from octavo.cache.tables import PagedTable, StateTable
 from octavo.core.messages import BlockLife
@@ -93,6 +93,7 @@ class CacheManager:
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
         self._states = [g for g, group in enumerate(groups) if isinstance(group.retention, KeepLatest)]
+        self._whole = next((g for g, group in enumerate(groups) if isinstance(group.retention, KeepAll)), None)
         self._trimming = [  # groups that let go of blocks while a request runs
             g for g, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
         ]
@@ -604,6 +605,15 @@ class CacheManager:
 
     def block_ids(self, request: Request) -> BlockIds:
         return tuple([table.ids() for table in self._held[request.request_id].tables])
+
+    def leading_blocks(self, request: Request) -> list[int]:
+        """The full blocks that this running request has computed, in the group that keeps every token, if there is
+        one. They stay its own until it is released."""
+        if self._whole is None:
+            return []
+        return (
+            self._held[request.request_id].tables[self._whole].ids()[: request.num_computed_tokens // self.block_size]
+        )
 
     def reset(self) -> bool:
         """Forgets all cached contents; False while any request holds blocks."""

@@ -63,6 +63,7 @@ class TextConfig:
     chat_template: str | None  # a file or the template itself; None: the checkpoint's own, if it has one
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)  # SamplingParams field -> value
     eos_token_ids: tuple[int, ...] = ()  # that the checkpoint's configs name; the tokenizer may add its own
+    stream_interval: int = 1  # tokens
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,12 @@ class Options:
         "outlines, lm-format-enforcer), disable_any_whitespace, disable_additional_properties, and "
         "enable_in_reasoning, with which thoughts must have that form too.",
     )
+    stream_interval: int = option(
+        1,
+        "text",
+        "Tokens in each output of a streaming request, where it does not say; the first comes at once.",
+        low=1,
+    )
 
     # ---- sampling
     logprobs_mode: Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"] = option(

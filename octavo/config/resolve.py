@@ -233,7 +233,7 @@ class _Choice:
         shown = ", ".join(f"{field}={value}" for field, value in defaults.items()) or "no sampling value"
         self.because("generation_config", options.generation_config, f"{where} {shown}")
         eos = _token_ids(override["eos_token_id"]) if "eos_token_id" in override else checkpoint.eos_token_ids
-        return TextConfig(skip, options.chat_template, defaults, eos)
+        return TextConfig(skip, options.chat_template, defaults, eos, options.stream_interval)
 
     def machine(self) -> MachineConfig:
         threads = self.options.threads

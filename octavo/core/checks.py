@@ -41,10 +41,10 @@ def as_integer(field: str, value: object, kind: str = "an integer") -> int:
     return number
 
 
-def as_integer_from(field: str, value: object, least: int, or_else: str = "") -> int:
+def as_integer_from(field: str, value: object, least: int, note: str = "") -> int:
     number = as_integer(field, value)
     if number < least:
-        raise InvalidParameter(field, value, f"at least {least}{or_else}")
+        raise InvalidParameter(field, value, f"at least {least}{note}")
     return number
 
 

@@ -333,7 +333,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
             if value is True:
                 value = 1
             if value is not None:
-                value = as_integer_from(name, value, -1, ", or -1 for the whole vocabulary" if value == -2 else "")
+                value = as_integer(name, value)
+                if value < -1:
+                    raise InvalidParameter(name, value, "at least 0, or -1 for the whole vocabulary")
             setattr(self, name, value)
         if self.logprob_token_ids is not None:
             self.logprob_token_ids = as_token_ids("logprob_token_ids", self.logprob_token_ids)
@@ -368,15 +370,15 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
         if self.early_stopping and not self.use_beam_search:
             raise InvalidRequest("early_stopping has a meaning only with use_beam_search", "early_stopping")
         if self.use_beam_search:
-            if self.output_kind is RequestOutputKind.DELTA:
-                raise InvalidRequest(
-                    "beam search cannot be streamed: what is best is known at the end", "use_beam_search"
-                )
             for name in BEAMS_EXCLUDE:
                 if getattr(self, name) not in (None, [], 0) or (
                     name == "prompt_logprobs" and self.prompt_logprobs == 0
                 ):
                     raise InvalidRequest(f"{name} cannot be combined with use_beam_search", name)
+            if self.output_kind is RequestOutputKind.DELTA:
+                raise InvalidRequest(
+                    "beam search cannot be streamed: what is best is known at the end", "use_beam_search"
+                )
 
     def _check_output(self) -> None:
         for name in (
@@ -432,6 +434,34 @@ def _refuse_unknown(name: object, known: tuple[str, ...]) -> NoReturn:
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known are {', '.join(known)}"
     raise InvalidRequest(f"{name!r} is not a sampling parameter: {hint}", str(name))
+
+
+class BeamSearchParams(msgspec.Struct, kw_only=True):
+    """What `LLM.beam_search` takes: vLLM's fields. Within `SamplingParams` it is use_beam_search, n, best_of,
+    length_penalty and early_stopping."""
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0  # beams are ranked by the model's own probabilities, whatever this says
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+    early_stopping: bool = False
+    logprobs: int | None = None
+
+    def as_sampling_params(self) -> SamplingParams:
+        """Raises InvalidParameter."""
+        return SamplingParams(
+            n=as_integer_from("beam_width", self.beam_width, 1),
+            use_beam_search=True,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            temperature=self.temperature,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            logprobs=self.logprobs,
+        )
 
 
 def _biases(given: Mapping[Any, Any]) -> Iterator[tuple[int, float]]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BlockIds = tuple[list[int], ...]  # one list a cache group
 
+MAX_PREFIX_GROUPS = 32  # of a step: each takes part in the bounds of a captured kernel
+
 
 @dataclass(slots=True)
 class NewRow:
@@ -46,7 +48,9 @@ class StepPlan:
     page_copies: list[tuple[int, int, int]] = field(
         default_factory=list
     )  # (group, from block, to block), before the forward
-    shared_prefix: list[tuple[list[str], int]] = field(default_factory=list)  # rows that share leading blocks
+    shared_prefix: list[tuple[list[str], int]] = field(
+        default_factory=list
+    )  # rows of one token and how many leading blocks they share; nothing writes to these in this step
 
     @property
     def total_tokens(self) -> int:

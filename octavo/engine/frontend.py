@@ -21,6 +21,7 @@ from octavo.engine.inputs import InputProcessor, PromptLimits
 from octavo.engine.outputs import OutputProcessor
 from octavo.errors import ConfigurationError, InvalidRequest
 from octavo.sampling.processors import load_classes, path_of
+from octavo.telemetry.phases import Phases
 from octavo.tokenization.chat_template import find_chat_template
 from octavo.tokenization.tokenizer import Tokenizer, end_token_ids, tokenizer_path
 
@@ -68,10 +69,13 @@ def open_frontend(model: str | Mapping[str, Any] | None, options: Mapping[str, A
 def start_frontend(configured: Configured) -> Frontend:
     config = configured.config
     _log.debug("choices:\n%s", explain(configured.resolved.reasons))
+    phases = Phases()
     with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
         text = beside.submit(_load_text, config)
         # torch comes with it: the front end itself does without
-        core = import_module("octavo.engine.assemble").build_engine(config, configured.platform)
+        assemble = import_module("octavo.engine.assemble")
+        phases.end("imports")
+        core = assemble.build_engine(config, configured.platform, phases)
         try:
             tokenizer, chat_template = text.result()
         except BaseException:
@@ -102,7 +106,7 @@ def _assemble(
             chat_template,
             load_classes(config.sampling.logits_processors),
         ),
-        outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer)),
+        outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer), config.text.stream_interval),
         tokenizer=tokenizer,
         sampling_defaults=config.text.sampling_defaults,
         configured=configured,

@@ -46,6 +46,14 @@ def recover(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Said by torch's allocator, by the driver, or by a vendor's library of its own allocations."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "ALLOC_FAILED" in text)
+
+
 class PeakMemory:
     """Bytes that a device of its own memory had to hand out since `start`, at the most; 0 for one that shares it."""
 

@@ -18,7 +18,8 @@ from octavo.core.step import StepPlan, StepResult
 from octavo.errors import InvalidRequest
 from octavo.scheduler.plan_builder import CatchUps, PlanBuilder
 from octavo.scheduler.queues import QUEUES, RequestQueue
-from octavo.scheduler.stopping import set_finished
+from octavo.scheduler.shared_prefixes import SharedPrefixes
+from octavo.scheduler.stopping import repeats_itself, set_finished
 
 GONE = -1  # the epoch of requests that have ended
 
@@ -47,8 +48,14 @@ class Scheduler:
     preempted, so a victim is never part of the plan that needs its blocks."""
 
     def __init__(
-        self, config: SchedulerConfig, cache: CacheManager, caps: Sequence[TokenCap], gates: Sequence[Gate] = ()
+        self,
+        config: SchedulerConfig,
+        cache: CacheManager,
+        caps: Sequence[TokenCap],
+        gates: Sequence[Gate] = (),
+        shared_prefixes: SharedPrefixes | None = None,
     ) -> None:
+        self.token_budget = config.max_num_batched_tokens  # of a step; whoever finds it too much may lower it
         self.config = config
         self.cache = cache
         self.requests: dict[str, Request] = {}
@@ -58,6 +65,7 @@ class Scheduler:
         self._prompts: dict[str, Request] = {}  # the running ones with more than one token to compute
         self._caps = caps
         self._gates = gates
+        self._shared_prefixes = shared_prefixes  # where attention can use them
         self._planned: dict[int, Planned] = {}
         self._removed: list[str] = []  # rows that the next plan drops
         self._carried = CatchUps()  # gains that the next plan reports
@@ -119,7 +127,7 @@ class Scheduler:
         """The next step's plan; None if there is nothing to compute. `only` restricts it to these requests."""
         if not self.requests:
             return None
-        plan = PlanBuilder(self._next_step, self.config.max_num_batched_tokens, self._carried)
+        plan = PlanBuilder(self._next_step, self.token_budget, self._carried)
         self.cache.begin(plan.step_id)
         self._make_room_for_urgent(plan, only)
         for is_fair in (True, False):
@@ -155,7 +163,11 @@ class Scheduler:
             plan.first_tokens,
             plan.shares(self.requests) if self.is_watched else None,
         )
-        return plan.finish(removed, self.cache)
+        step = plan.finish(removed, self.cache)
+        if self._shared_prefixes is not None:
+            num_tokens = plan.token_budget - plan.budget_left
+            step.shared_prefix = self._shared_prefixes.groups(plan.num_scheduled, num_tokens, len(self.running))
+        return step
 
     def _candidates(self, plan: PlanBuilder, only: Collection[str] | None) -> list[Request]:
         """The waiting requests that could start now."""
@@ -291,8 +303,11 @@ class Scheduler:
         self.cache.register(request, plan.step_id)
         if request.num_computed_tokens + 1 < request.num_expected_tokens:
             self._prompts[request.request_id] = request
-        elif is_prompt:
+            return
+        if is_prompt:
             self._prompts.pop(request.request_id, None)
+        if self._shared_prefixes is not None:
+            self._shared_prefixes.join(request)
 
     # preemption
 
@@ -381,6 +396,7 @@ class Scheduler:
                 len(token_ids) >= request.max_total_tokens
                 or token_id in request.eos_token_ids
                 or token_id in request.stop_token_ids
+                or (request.detection is not None and repeats_itself(request))
             ):
                 set_finished(request)
                 ended.append(request)
@@ -427,6 +443,8 @@ class Scheduler:
         self.cache.release(request, is_sound)
         self._prompts.pop(request.request_id, None)
         self._carried.drop(request.request_id)
+        if self._shared_prefixes is not None:
+            self._shared_prefixes.leave(request.request_id)
 
     def _last_delta(self, request: Request, new_token_ids: list[int], now: float) -> Delta:
         token_ids = new_token_ids if request.streams else request.token_ids[request.num_prompt_tokens :]

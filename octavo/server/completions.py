@@ -109,6 +109,7 @@ async def prepare(body: CompletionRequest, served: ServedModel, answer_id: str) 
                 n=body.n,
                 logprobs=body.logprobs,
                 stream=bool(body.stream),
+                ends_in_reasoning=prompt.ends_in_reasoning,
                 form=form,
             )
         )
@@ -122,8 +123,6 @@ def _refuse(body: CompletionRequest) -> None:
     check_stream_options(body.stream, body.stream_options)
     if body.suffix:
         raise not_supported("suffix")
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise not_supported("best_of", f", except as much as n: got {body.best_of}")
     if body.logprobs is not None and body.echo:
         raise not_supported("echo", " together with logprobs, which would be the prompt's")
     if body.max_tokens is not None and body.max_tokens < 1 and not (body.echo and body.max_tokens == 0):

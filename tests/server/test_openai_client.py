@@ -123,7 +123,12 @@ def test_errors(openai_client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         openai_client.chat.completions.create(model="other", messages=HELLO)
     assert missing.value.param == "model"
-    for more in ({"temperature": 5}, {"logit_bias": {"1": 1}}, {"max_tokens": 10**6}, {"stream": True, "top_p": 2}):
+    for more in (
+        {"temperature": 5},
+        {"logit_bias": {"1000000": 1}},
+        {"max_tokens": 10**6},
+        {"stream": True, "top_p": 2},
+    ):
         with pytest.raises(openai.BadRequestError) as refused:
             openai_client.chat.completions.create(model="tiny", messages=HELLO, **more)  # type: ignore[call-overload]
         assert refused.value.param == next(name for name in more if name != "stream")

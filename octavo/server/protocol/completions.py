@@ -25,7 +25,6 @@ class CompletionRequest(RequestFields, SamplingFields, PromptFields):
         ..., "Text or token ids, of one prompt or of several.", minLength=1, minItems=1
     )
     n: int | None = described(minimum=1, maximum=MAX_COMPLETIONS)
-    best_of: int | None = Field(None, description="Only as much as n yet.")
     max_tokens: int | None = described(
         16, "null: as many as the model's context allows. 0: with echo only.", minimum=0, maximum=INT64 - 1
     )

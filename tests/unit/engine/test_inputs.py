@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo.core.params import SamplingParams
+from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.engine.inputs import (
     InputProcessor,
     PromptLimits,
@@ -215,3 +215,34 @@ def test_bad_words_that_cannot_be_tokens_of_the_model() -> None:
         InputProcessor(LIMITS).prepare([1], SamplingParams(bad_words=["cat"]), "name")
     with pytest.raises(InvalidParameter, match="bad_words_token_ids must be below the vocabulary size 330"):
         processor().prepare("hello", SamplingParams(bad_words_token_ids=[[1, 330]]), "name")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 3}, slice(-3, None)),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, slice(0, 3)),
+        ({"truncate_prompt_tokens": 300}, slice(0, None)),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 12}, slice(-20, None)),
+        ({"truncate_prompt_tokens": -1, "max_tokens": None}, slice(-31, None)),
+    ],
+)
+def test_prompts_are_truncated(fields: dict[str, Any], kept: slice) -> None:
+    inputs = processor()
+    prompt = list(range(40, 72)) if fields["truncate_prompt_tokens"] == -1 else list(range(40, 50))
+    prepared = inputs.prepare({"prompt": "text", "prompt_token_ids": prompt}, SamplingParams(**fields), "name")
+    assert prepared.prompt_token_ids == prepared.submits[0].prompt_token_ids == prompt[kept]
+    whole = len(prompt[kept]) == len(prompt)
+    assert prepared.prompt == ("text" if whole else byte_level_tokenizer().decode(prompt[kept]))
+
+
+def test_searches_are_one_request_and_answer_once() -> None:
+    inputs = processor()
+    search = SamplingParams(n=3, use_beam_search=True, temperature=0)
+    prepared = inputs.prepare([1, 2], search, "name")
+    assert len(prepared.submits) == 1 and prepared.submits[0].params.n == 3
+    best = inputs.prepare([1, 2], SamplingParams(n=2, best_of=3, seed=5), "name")
+    assert [submit.params.seed for submit in best.submits] == [5, 6, 7]
+    for one in (prepared, best):
+        assert one.params.output_kind is RequestOutputKind.FINAL_ONLY
+    assert search.output_kind is RequestOutputKind.CUMULATIVE, "the user's own is left alone"
