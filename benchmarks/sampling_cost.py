@@ -1,6 +1,6 @@
 """What each sampling feature costs when all rows of a step use it: microseconds, and as a share of the step. JSON out.
 
-    python -m benchmarks.sampling_cost [--models tiny,demo] [--batch 256] [--steps 8] [--output FILE]
+    python -m benchmarks.sampling_cost [--models tiny,demo] [--batch 256] [--steps 8] [--threads N] [--output FILE]
 
 Of several steps the fastest counts. `sampling_us` is all of a step's sampling, from logits on the device to tokens on
 the host, the head that makes the logits left out; `overhead_us` is what it takes more than plain draws do,
@@ -75,6 +75,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "seeds": {"seed": 1},
     "top_k, top_p, min_p": {"top_k": 50, "top_p": 0.9, "min_p": 0.02},
+    "top_p": {"top_p": 0.9},
     "penalties": {"repetition_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": 0.1},
     "min_tokens": {"min_tokens": 400, "stop_token_ids": [3, 4, 5]},
     "logit_bias": {"logit_bias": dict.fromkeys(range(10, 40), 0.5)},
@@ -171,13 +172,13 @@ def grammar_rows(batch: int, vocabulary_size: int, steps: int) -> Iterator[tuple
         compiler.shutdown()
 
 
-def bench_model(name: str, batch: int, steps: int) -> dict[str, Any]:
-    shape = MODELS[name]
-    whole = Bench(shape, batch)
+def bench_model(name: str, batch: int, steps: int, threads: int | None = None) -> dict[str, Any]:
+    shape, options = MODELS[name], {} if threads is None else {"threads": threads}
+    whole = Bench(shape, batch, **options)
     _, step_us = whole.measure({}, max(3, steps // 2))
     whole.engine.shutdown()
     light = {**shape, "num_hidden_layers": 1}
-    bench = Bench(light, batch)
+    bench = Bench(light, batch, **options)
     rows: list[dict[str, Any]] = []
     plain_us, _ = bench.measure({}, steps)
 
@@ -196,7 +197,7 @@ def bench_model(name: str, batch: int, steps: int) -> dict[str, Any]:
     bench.masks = None
     again_us, _ = bench.measure({}, steps)
     bench.engine.shutdown()
-    of_engine = Bench(light, batch, logits_processors=["benchmarks.sampling_cost:AddOneToAll"])
+    of_engine = Bench(light, batch, logits_processors=["benchmarks.sampling_cost:AddOneToAll"], **options)
     add(OF_ENGINE, of_engine.measure({}, steps)[0])
     of_engine.engine.shutdown()
     for backend, host_us in grammar_rows(batch, shape["vocab_size"], steps):
@@ -216,9 +217,11 @@ def main() -> None:
     parser.add_argument("--models", default="tiny,demo")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--threads", type=int, help="of arithmetic on a CPU; 1 where others compute too")
     parser.add_argument("--output", help="file for the JSON; unset: standard output")
     arguments = parser.parse_args()
-    models = [bench_model(name, arguments.batch, arguments.steps) for name in arguments.models.split(",")]
+    names, threads = arguments.models.split(","), arguments.threads
+    models = [bench_model(name, arguments.batch, arguments.steps, threads) for name in names]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     text = json.dumps(
         {"device": device, "threads": torch.get_num_threads(), "batch": arguments.batch, "models": models}
