@@ -13,7 +13,11 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "BatchUpdate",
     "BeamSearchParams",
+    "LogitsProcessor",
+    "MoveDirectionality",
+    "ProcessorCall",
     "RepetitionDetection",
     "RequestOutput",
     "SamplingParams",
@@ -25,6 +29,10 @@ __all__ = [
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncEngine": "octavo.engine.async_engine",
+    "BatchUpdate": "octavo.sampling.processors",
+    "LogitsProcessor": "octavo.sampling.processors",
+    "MoveDirectionality": "octavo.sampling.processors",
+    "ProcessorCall": "octavo.core.params",
     "RequestOutput": "octavo.core.outputs",
     "BeamSearchParams": "octavo.core.params",
     "RepetitionDetection": "octavo.core.params",
@@ -35,10 +43,11 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from octavo.core.outputs import RequestOutput
-    from octavo.core.params import BeamSearchParams, RepetitionDetection, SamplingParams
+    from octavo.core.params import BeamSearchParams, ProcessorCall, RepetitionDetection, SamplingParams
     from octavo.core.structured import StructuredOutputsParams, Thinking
     from octavo.engine.async_engine import AsyncEngine
     from octavo.llm import LLM
+    from octavo.sampling.processors import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 
 def __getattr__(name: str) -> Any:

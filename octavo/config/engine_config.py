@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.config.checkpoint import Checkpoint
+from octavo.core.params import LogprobsMode
 from octavo.core.structured import AUTO_ORDER
 from octavo.errors import ConfigurationError
 
@@ -87,6 +88,16 @@ class StructuredConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """Code is named as "module:name"."""
+
+    logprobs_mode: LogprobsMode = "raw_logprobs"  # where a request does not say
+    logits_processors: tuple[str, ...] = ()  # classes that see every batch, in this order
+    request_processors: Mapping[str, str] = field(default_factory=dict)  # name that requests use -> factory
+    processor_timeout: float = 0.5  # seconds that requests' own processors may take of a step; 0: no limit
+
+
+@dataclass(frozen=True)
 class AdmissionConfig:
     """How much may wait in front of the core; what is beyond is refused. None: no limit."""
 
@@ -103,6 +114,7 @@ class EngineConfig:
     machine: MachineConfig
     admission: AdmissionConfig = AdmissionConfig()
     structured: StructuredConfig = StructuredConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
 
 def encode_config(config: EngineConfig) -> bytes:

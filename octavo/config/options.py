@@ -106,6 +106,33 @@ class Options:
         low=1,
     )
 
+    # ---- sampling
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"] = option(
+        "raw_logprobs",
+        "sampling",
+        "What log-probabilities are where a request does not say. raw: as the model gave them. processed: of what the "
+        "token is taken from, after masks, penalties, temperature and truncation. logits: before normalisation.",
+    )
+    logits_processors: list[str] = option(
+        [],
+        "sampling",
+        "Classes that change the logits of every batch, as module:Class. More come from the entry points "
+        "octavo.logits_processors. From Python also the classes themselves.",
+    )
+    request_logits_processors: list[str] = option(
+        [],
+        "sampling",
+        "Logits processors that requests may ask for by name, as name=module:factory; the factory gets the request's "
+        "arguments and returns a callable.",
+    )
+    logits_processor_timeout: float = option(
+        0.5,
+        "sampling",
+        "Seconds that the logits processors of single requests may take in a step; the one that took most of them ends "
+        "its request. 0: no limit.",
+        low=0.0,
+    )
+
     # ---- cache
     gpu_memory_utilization: float | None = option(
         None,

@@ -10,7 +10,8 @@ import msgspec
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, frozen=True):
-    """Log-probabilities at one sampled position: the sampled token first, then the top N, best first. Ranks from 1."""
+    """Log-probabilities at one sampled position: the sampled token first, then the top N, best first, then those of
+    `logprob_token_ids`. Ranks from 1. Logits, where `logprobs_mode` says so; minus infinity is possible."""
 
     token_ids: list[int]
     logprobs: list[float]

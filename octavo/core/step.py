@@ -76,3 +76,4 @@ class StepResult:
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)  # of the requests that asked
     prompt_rows: dict[str, PromptRows] = field(default_factory=dict)  # of the plan's `scored`
     failed: dict[str, str] = field(default_factory=dict)  # rows whose own forward or sampling went wrong: why
+    refused: dict[str, str] = field(default_factory=dict)  # rows whose own wishes make it impossible to go on: why

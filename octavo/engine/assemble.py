@@ -13,6 +13,7 @@ from octavo.engine.engine_core import EngineCore
 from octavo.errors import OutOfMemory
 from octavo.executor.inline import InlineExecutor
 from octavo.platforms.platform import Platform
+from octavo.sampling.request_processors import RequestProcessors
 from octavo.scheduler.bucket_cap import BucketCap
 from octavo.scheduler.caps import FairShare, LongPrefill, PromptLogprobRows, StateBorders
 from octavo.scheduler.scheduler import Scheduler
@@ -71,5 +72,7 @@ def build_engine(config: EngineConfig, platform: Platform, phases: Phases | None
         longest,
         config.model.seed,
         Constraints([structured, forced]),
+        RequestProcessors(config.sampling.request_processors),
         vocab_size=worker.model.vocab_size,
+        logprobs_mode=config.sampling.logprobs_mode,
     )

@@ -20,6 +20,7 @@ from octavo.engine.beams import BeamSearches
 from octavo.engine.recovery import Quarantine, StepLimit
 from octavo.errors import InvalidRequest, OutOfMemory, PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
+from octavo.sampling.request_processors import RequestProcessors
 from octavo.scheduler.scheduler import Planned, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class EngineCore:
         max_total_tokens: int,
         seed: int,
         constraint: Constraint | None = None,
+        processors: RequestProcessors | None = None,
         vocab_size: int = 1 << 31,
         logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
@@ -47,6 +49,7 @@ class EngineCore:
         self.max_total_tokens = max_total_tokens
         self._vocab_size, self._logprobs_mode = vocab_size, logprobs_mode
         self._constraint = constraint
+        self._processors = processors or RequestProcessors()
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
         self._limit = StepLimit(scheduler.token_budget)
@@ -69,7 +72,7 @@ class EngineCore:
                 self.max_total_tokens - 1,
                 "the engine's context (model and cache) less one token to generate",
             )
-        params = submit.params
+        params = self._processors.bind(submit.params)
         limit = self.max_total_tokens
         if params.max_tokens is not None:
             limit = min(limit, num_prompt + params.max_tokens)
@@ -182,6 +185,8 @@ class EngineCore:
         planned = self.scheduler.planned(handle.plan)
         proven = self._proven(planned, result.failed) if self._quarantine else []
         deltas = self.scheduler.update(handle.plan, result)
+        if result.refused:
+            deltas += self._refuse_rows(planned, result.refused)
         if result.failed:
             deltas += self._isolate(result.failed, handle.plan.step_id)
         if self._quarantine:
@@ -293,6 +298,15 @@ class EngineCore:
         suspects = [[request_id] for request_id in failed if request_id in self.scheduler.requests]
         if suspects:
             self._suspect(suspects)
+        return deltas
+
+    def _refuse_rows(self, planned: Planned, refused: dict[str, str]) -> list[Delta]:
+        """They end at once: there is nothing to find out, and they harmed nobody."""
+        deltas: list[Delta] = []
+        for request in planned.sampled:
+            request_id = request.request_id
+            if request_id in refused and self.scheduler.requests.get(request_id) is request:
+                deltas += self._condemn(request_id, refused[request_id])
         return deltas
 
     def _suspect(self, groups: list[list[str]]) -> None:

@@ -20,6 +20,7 @@ from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.prompt_logprobs import check_prompt_logprobs
 from octavo.engine.outputs import PreparedRequest
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from octavo.sampling.processors import LogitsProcessor, validate
 from octavo.tokenization.chat_template import render_chat
 from octavo.tokenization.tokenizer import Tokenizer
 
@@ -57,8 +58,10 @@ class InputProcessor:
         tokenizer: Tokenizer | None = None,
         eos_token_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        processors: Sequence[type[LogitsProcessor]] = (),
     ) -> None:
         self.limits, self.tokenizer, self.chat_template = limits, tokenizer, chat_template
+        self.processors = processors  # the engine's own, which check their arguments
         self.eos_token_ids = sorted(set(eos_token_ids))
 
     @property
@@ -82,6 +85,7 @@ class InputProcessor:
         if not isinstance(priority, int):
             raise InvalidParameter("priority", priority, "a whole number")
         text, token_ids, salt = self._read(prompt, add_special_tokens)
+        params = self._with_bad_words(params)
         self._check_params(params)
         token_ids, text = self._truncate(token_ids, text, params)
         self._check_length(len(token_ids))
@@ -151,6 +155,24 @@ class InputProcessor:
             reason = f"the context is {limit + 1} tokens (max_model_len), and one of them must be left for the output"
             raise PromptTooLong(num_tokens, limit, reason)
 
+    def _with_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """`bad_words` as tokens, behind those given as such. A word is meant at the beginning of a text and within it:
+        with a space before it, it may have another first token."""
+        if not params.bad_words:
+            return params
+        tokenizer = self._text_tokenizer("bad_words")
+        found = list(params.bad_words_token_ids or ())
+        for i, word in enumerate(params.bad_words):
+            plain, spaced = (tokenizer.encode(before + word.lstrip(), add_special_tokens=False) for before in ("", " "))
+            if not plain:
+                raise InvalidParameter(f"bad_words[{i}]", word, "a text that has tokens")
+            forms = [plain, spaced] if len(spaced) == len(plain) and spaced[0] != plain[0] else [plain]
+            found += forms
+            if max(map(max, forms)) >= self.limits.vocab_size:
+                limit = f"made of tokens below the vocabulary size {self.limits.vocab_size}"
+                raise InvalidParameter(f"bad_words[{i}]", word, limit)
+        return msgspec.structs.replace(params, bad_words_token_ids=found)
+
     def _truncate(self, token_ids: list[int], text: str | None, params: SamplingParams) -> tuple[list[int], str | None]:
         """The prompt as `truncate_prompt_tokens` has it, and its text."""
         kept = truncated(
@@ -166,6 +188,7 @@ class InputProcessor:
 
     def _check_params(self, params: SamplingParams) -> None:
         params.validate_for(self.limits.vocab_size, self.limits.max_logprobs)
+        validate(self.processors, params)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest(
                 "stop strings need a tokenizer, and the engine runs without one (skip_tokenizer_init)", "stop"
@@ -259,9 +282,9 @@ def _children(core_id: str, params: SamplingParams) -> list[tuple[str, SamplingP
     and the first brings its log-probabilities for all. A beam search is one."""
     if params.num_candidates == 1 or params.use_beam_search:
         return [(core_id, params)]
-    seed, logprobs = params.seed, params.logprobs
-    if params.num_candidates > params.n and logprobs is None:
-        logprobs = 0  # they are ranked by it
+    seed, logprobs, mode = params.seed, params.logprobs, params.logprobs_mode
+    if params.num_candidates > params.n and logprobs is None and not params.logprob_token_ids:
+        logprobs, mode = 0, "raw_logprobs"  # they are ranked by it
     others = msgspec.structs.replace(params, prompt_logprobs=None, prompt_logprob_token_ids=None)
     return [
         (

@@ -92,8 +92,9 @@ class Completion:
         self._decoded = 0  # of token_ids
         self.text = ""
         self._shown = 0  # log-probability rows that were turned into dictionaries
-        self.logprob_rows: list[TokenLogprobs | PositionLogprobs] | None = None if params.logprobs is None else []
-        has_sum = params.logprobs is not None or request.is_ranked
+        has_rows = params.logprobs is not None or bool(params.logprob_token_ids)
+        self.logprob_rows: list[TokenLogprobs | PositionLogprobs] | None = [] if has_rows else None
+        has_sum = has_rows or request.is_ranked
         self.cumulative_logprob: float | None = 0.0 if has_sum else None
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None

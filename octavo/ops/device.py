@@ -3,7 +3,8 @@ memory a step takes, how a device is put right after a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,19 @@ def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> t
 
 def _send(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Do uploads start from pinned memory?"""
+    return device.type != "cpu"
+
+
+def same_stream(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """For another thread: within this, what it submits queues behind what the caller has submitted."""
+    if device.type == "cpu":
+        return nullcontext
+    stream = torch.cuda.current_stream(device)
+    return lambda: torch.cuda.stream(stream)
 
 
 def recover(device: torch.device) -> None:

@@ -94,3 +94,8 @@ def gather_logprobs(logits_SV: Tensor, token_ids_S: Tensor, num_top: int) -> tup
     likelier tokens.
     """
     return bound.gather_logprobs(logits_SV, token_ids_S, num_top)
+
+
+def token_ranks(logits_SV: Tensor, token_ids_SM: Tensor) -> Tensor:
+    """Int64 [S, M]: 1 + the number of strictly likelier tokens, of M tokens of each row."""
+    return bound.token_ranks(logits_SV, token_ids_SM)

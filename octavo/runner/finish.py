@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from octavo.core.params import LogprobsMode
 from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.ops.device import Arrival, HostCopies
 from octavo.runner.batch import Batch
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
-from octavo.sampling.logprobs import LogprobBlock
 from octavo.sampling.prompt_logprobs import PromptScorer, ScoredBlock, Segment
-from octavo.sampling.sampler import Sampler
+from octavo.sampling.sampler import Sampler, SamplerOutput
 
 
 class Finish(Protocol):
@@ -30,21 +31,23 @@ class Finish(Protocol):
 @dataclass(slots=True)
 class Launched:
     """On its way to the host: bad_rows [R], the tensors of prompts' log-probabilities and, where anything is sampled,
-    token ids and NaN flags [S], then the tensors of log-probabilities."""
+    token ids and largest logits [S], then the tensors of log-probabilities."""
 
     arrival: Arrival
     scored: list[ScoredBlock]
-    logprobs: list[LogprobBlock]
+    output: SamplerOutput | None
 
 
 class SampleFinish:
     """Samples the rows whose last known token was computed, and lets the row table know."""
 
-    def __init__(self, model: Model, table: RowTable, sampler: Sampler) -> None:
+    def __init__(
+        self, model: Model, table: RowTable, sampler: Sampler, logprobs_mode: LogprobsMode = "raw_logprobs"
+    ) -> None:
         self._model = model
         self._table = table
         self._sampler = sampler
-        self._scorer = PromptScorer(model.vocab_size, model.logits, table.tokens)
+        self._scorer = PromptScorer(model.vocab_size, model.logits, table.tokens, mode=logprobs_mode)
         self._copies = HostCopies(table.computed.device)
 
     def add(self, row: int, request: NewRow) -> None:
@@ -63,19 +66,20 @@ class SampleFinish:
         scored = self._scorer.score(hidden, _segments(batch)) if batch.scored else []
         first = [bad_rows, *(tensor for block in scored for tensor in block.tensors)]
         if not batch.sampled_rows_host:
-            return Launched(self._copies.start(*first), scored, [])
+            return Launched(self._copies.start(*first), scored, None)
         hidden = hidden[: len(rows)] if batch.sampled_tokens is None else hidden[batch.sampled_tokens]
         logits = self._model.logits(hidden)
         output_positions = self._table.length[rows] - self._table.prompt_length[rows]
         output = self._sampler.sample(logits, rows, batch.sampled_rows_host, output_positions, masks)
         self._table.append_sampled(rows, output.token_ids)
         tensors = [tensor for block in output.logprobs for tensor in block.tensors]
-        arrival = self._copies.start(*first, output.token_ids, output.nan, *tensors)
-        return Launched(arrival, scored, output.logprobs)
+        arrival = self._copies.start(*first, output.token_ids, output.greatest, *tensors)
+        return Launched(arrival, scored, output)
 
     def collect(self, plan: StepPlan, batch: Batch, launched: Launched) -> StepResult:
         result = StepResult(plan.step_id, [])
         bad_rows, *sampled = launched.arrival.wait()
+        output = launched.output
         if bad_rows.any():
             for i in bad_rows.nonzero()[:, 0].tolist():
                 result.failed[batch.request_ids[i]] = "its hidden states are not finite (NaN or infinity)"
@@ -86,17 +90,36 @@ class SampleFinish:
                     result.failed.setdefault(request_id, "its prompt's logits are not finite (NaN)")
                 else:
                     result.prompt_rows[request_id] = prompt_rows
-        if sampled:
-            token_ids, nan, *tensors = sampled
+        if output is not None:
+            token_ids, greatest, *tensors = sampled
             result.token_ids = token_ids.tolist()
-            if nan.any():
-                for i in nan.nonzero()[:, 0].tolist():
-                    result.failed.setdefault(plan.sampled[i], "its logits are not finite (NaN)")
-            for block in launched.logprobs:
+            broken = ~torch.isfinite(greatest)
+            if broken.any():
+                has_own = {i for i, tokens in output.followed if tokens.processors}
+                for i in broken.nonzero()[:, 0].tolist():
+                    self._blame(result, plan.sampled[i], float(greatest[i]), i in has_own)
+            for i, tokens in output.followed:
+                tokens.output_token_ids.append(result.token_ids[i])
+            for i, reason in output.refused.items():
+                result.refused[plan.sampled[i]] = reason
+            for block in output.logprobs:
                 for i, logprobs in block.rows(tensors[:3]):
                     result.logprobs[plan.sampled[i]] = logprobs
                 del tensors[:3]
         return result
+
+    @staticmethod
+    def _blame(result: StepResult, request_id: str, greatest: float, has_processors: bool) -> None:
+        """A row without a finite largest logit. A model gives every token some chance: where none has any, masks and
+        biases left it nothing."""
+        if request_id in result.failed:
+            return
+        if greatest == -math.inf:
+            result.refused[request_id] = "no token is left that it may have: all are ruled out"
+        elif has_processors:
+            result.refused[request_id] = "its logits processors made logits that are not finite (NaN or infinity)"
+        else:
+            result.failed[request_id] = "its logits are not finite (NaN)"
 
 
 def _segments(batch: Batch) -> list[Segment]:

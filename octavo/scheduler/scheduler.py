@@ -387,7 +387,8 @@ class Scheduler:
         planned = self._planned.pop(plan.step_id)
         deltas: list[Delta] = []
         ended: list[Request] = []
-        failed, logprobs = result.failed, result.logprobs
+        logprobs = result.logprobs
+        failed = {**result.failed, **result.refused} if result.refused else result.failed
         now = time.monotonic()
         if planned.scored:
             self._take_scores(planned, result)

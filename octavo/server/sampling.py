@@ -126,7 +126,9 @@ def make_params(
     if parser is not None and parser.needs_special_tokens:
         given["skip_special_tokens"] = False  # what it looks for are some; it takes them out
     if getattr(body, "vllm_xargs", None):
-        raise not_supported("vllm_xargs", ": the engine has no logits processors of its own")
+        if not served.engine.inputs.processors:
+            raise not_supported("vllm_xargs", ": the engine has no logits processors of its own")
+        given["extra_args"] = body.vllm_xargs
     if given.get("thinking_token_budget", -1) != -1:
         thinking = thinking_of(served.reasoning_parser, ends_in_reasoning)
         if thinking is None:

@@ -22,6 +22,10 @@ from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
 from octavo.runner.row_table import RowTable
 from octavo.runner.shared_prefix import SharedPrefix
 from octavo.runner.state_copies import StateCopies
+from octavo.sampling.engine_processors import EngineProcessors
+from octavo.sampling.processors import load_classes
+from octavo.sampling.sampler import Sampler
+from octavo.sampling.token_edits import TokenHistory
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
 
@@ -82,6 +86,15 @@ def build_extensions(cache: PagedCache, model: CausalLM, table: RowTable) -> Seq
     if model.reads_shared_prefix:
         extensions.append(SharedPrefix(len(table.computed), table.computed.device))
     return extensions
+
+
+def build_sampler(config: EngineConfig, vocab_size: int, table: RowTable, is_rehearsal: bool = False) -> Sampler:
+    """With the engine's own logits processors, which have no part in a rehearsal. Raises ConfigurationError."""
+    device, sampling = table.computed.device, config.sampling
+    classes = [] if is_rehearsal else load_classes(sampling.logits_processors)
+    processors = EngineProcessors(classes, config, device) if classes else None
+    history = TokenHistory(table.tokens, table.length)
+    return Sampler(config.scheduler.max_num_seqs, vocab_size, device, history, sampling, processors)
 
 
 def build_steps(

@@ -17,9 +17,15 @@ from octavo.runner.finish import SampleFinish
 from octavo.runner.graphs import EagerGraphs
 from octavo.runner.model_runner import ModelRunner
 from octavo.runner.row_table import RowTable
-from octavo.sampling.sampler import Sampler
 from octavo.telemetry.phases import Phases
-from octavo.worker.assemble import build_extensions, build_steps, choose_buckets, load_weights, make_model
+from octavo.worker.assemble import (
+    build_extensions,
+    build_sampler,
+    build_steps,
+    choose_buckets,
+    load_weights,
+    make_model,
+)
 from octavo.worker.explain import explain_groups
 from octavo.worker.memory import MemoryPlan, plan_memory
 from octavo.worker.paged_cache import PagedCache
@@ -82,12 +88,12 @@ class Worker:
         max_rows, max_tokens = scheduler.max_num_seqs, scheduler.max_model_len
         widths = [group.retention.table_width(max_tokens, group.tokens) for group in self.groups]
         table = RowTable(max_rows, max_tokens, widths, self.device)
-        sampler = Sampler(max_rows, self.model.vocab_size, self.device)
+        sampler = build_sampler(self._config, self.model.vocab_size, table, is_rehearsal=not has_graphs)
         batches, graphs = build_steps(self._config, self._platform, self.model, table, self.groups[0].tokens)
         return ModelRunner(
             self.model,
             table,
-            SampleFinish(self.model, table, sampler),
+            SampleFinish(self.model, table, sampler, self._config.sampling.logprobs_mode),
             build_extensions(cache, self.model, table),
             batches,
             graphs if has_graphs else EagerGraphs(),

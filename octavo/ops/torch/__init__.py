@@ -18,6 +18,7 @@ from octavo.ops.torch.sampling import (
     mask_truncated,
     row_uniform,
     sample,
+    token_ranks,
 )
 from octavo.ops.torch.ssm import causal_conv1d, selective_scan, ssd
 
@@ -46,6 +47,7 @@ OPS = {
         selective_scan,
         silu_and_mul,
         ssd,
+        token_ranks,
         write_kv,
     )
 }

@@ -185,6 +185,39 @@ def test_one_conversation_or_many() -> None:
         split_conversations("hi")
 
 
+# ---- bad words
+
+
+def test_bad_words_become_tokens_at_the_beginning_of_a_text_and_within() -> None:
+    """With a space before it a word counts too, where that gives another first token and no more of them."""
+    encode = byte_level_tokenizer().encode
+    for word, forms in (
+        ("sat", ["sat", " sat"]),
+        ("  sat", ["sat", " sat"]),
+        ("cat", ["cat"]),  # " cat" is one token, "cat" two
+        ("xyz", ["xyz"]),
+    ):
+        given = SamplingParams(bad_words=[word])
+        prepared = processor().prepare("hello", given, "name")
+        assert prepared.submits[0].params.bad_words_token_ids == [encode(form) for form in forms]
+        assert given.bad_words_token_ids is None
+    assert encode("sat") != encode(" sat")
+    both = SamplingParams(bad_words=["xyz"], bad_words_token_ids=[[1, 2]])
+    found = processor().prepare("hello", both, "name").submits[0].params.bad_words_token_ids
+    assert found == [[1, 2], encode("xyz")]
+
+
+def test_bad_words_that_cannot_be_tokens_of_the_model() -> None:
+    tokenizer = byte_level_tokenizer()
+    small = PromptLimits(vocab_size=max(tokenizer.encode("END")), max_model_len=32, max_logprobs=5)
+    with pytest.raises(InvalidParameter, match=r"bad_words\[1\] must be made of tokens below the vocabulary size"):
+        InputProcessor(small, tokenizer).prepare([1], SamplingParams(bad_words=["!", "END"]), "name")
+    with pytest.raises(InvalidRequest, match="bad_words must be token ids: the engine runs without a tokenizer"):
+        InputProcessor(LIMITS).prepare([1], SamplingParams(bad_words=["cat"]), "name")
+    with pytest.raises(InvalidParameter, match="bad_words_token_ids must be below the vocabulary size 330"):
+        processor().prepare("hello", SamplingParams(bad_words_token_ids=[[1, 330]]), "name")
+
+
 @pytest.mark.parametrize(
     ("fields", "kept"),
     [
