@@ -295,6 +295,7 @@ def _children(core_id: str, params: SamplingParams) -> list[tuple[str, SamplingP
                 best_of=None,
                 seed=None if seed is None else seed + i,
                 logprobs=logprobs,
+                logprobs_mode=mode,
             ),
         )
         for i in range(params.num_candidates)

@@ -154,6 +154,9 @@ class DeviceAttention:
     def why_not(self, query: AttentionQuery) -> None:
         return None
 
+    def prepare(self) -> None:
+        """Nothing to load."""
+
     def plan(self, step: StepContext, group: int) -> None:
         return None
 
