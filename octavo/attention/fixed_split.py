@@ -59,6 +59,7 @@ class FixedSplitPlan:
 class FixedSplit:
     name = "fixed_split"
     is_capturable = False
+    reads_shared_prefix = False
 
     def why_not(self, query: AttentionQuery) -> str | None:
         for what, dtype in (("dtype", query.dtype), ("cache dtype", query.cache_dtype)):
@@ -67,6 +68,9 @@ class FixedSplit:
         if CHUNK % query.block_size:
             return f"blocks of {query.block_size} tokens do not divide {CHUNK} keys"
         return None
+
+    def prepare(self) -> None:
+        """Nothing to load."""
 
     def plan(self, step: StepContext, group: int) -> FixedSplitPlan:
         return FixedSplitPlan()

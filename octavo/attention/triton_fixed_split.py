@@ -34,6 +34,7 @@ class FixedPlan:
 class TritonFixedSplit:
     name = "triton_fixed_split"
     is_capturable = True
+    reads_shared_prefix = False
 
     def __init__(self) -> None:
         self.workspace = Workspace()
@@ -43,6 +44,9 @@ class TritonFixedSplit:
 
     def graph_key(self, step: StepContext) -> Hashable:
         return None
+
+    def prepare(self) -> None:
+        """Nothing to load."""
 
     def plan(self, step: StepContext, group: int) -> FixedPlan:
         return FixedPlan(Bounds(step.num_rows, 0, step.num_rows, step.num_tokens))

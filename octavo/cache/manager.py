@@ -10,10 +10,12 @@ from octavo.cache.groups import CacheGroup
 from octavo.cache.lives import BlockLives
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
-from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepLatest
+from octavo.cache.prompt_notes import PromptNotes, claim_of, serves
+from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepAll, KeepLatest
 from octavo.cache.reuse import ReuseHistory
 from octavo.cache.tables import PagedTable, StateTable
 from octavo.core.messages import BlockLife
+from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
 from octavo.core.step import BlockIds
 
@@ -42,6 +44,8 @@ class Held:
     resumed_at: int = 0  # the block border up to which it found its beginning
     follows: str = ""  # ANSWER or PROMPT: what ends there, if the request is the first to go on from it
     rank: int = KEPT  # of what it leaves in the cache
+    scores: PromptScores | None = None  # the request's
+    score_claims: list[bytes] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -80,19 +84,22 @@ class CacheManager:
         hash_algorithm: str = "sha256",
         watermark: float = 0.0,
         lives: BlockLives | None = None,
+        annotation_bytes: int = 1 << 26,
     ) -> None:
         self.groups = tuple(groups)
         self.block_size = groups[0].tokens
         assert all(group.tokens == self.block_size for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
         self.max_chunk = max_chunk
-        self.index = PrefixIndex(len(groups))
+        self.index = PrefixIndex(len(groups), annotation_bytes)
+        self._notes = PromptNotes(self.index, self.groups, self.block_size)
         self.reuse = ReuseHistory()
         self.pool = BlockPool(num_slabs, blocks_per_slab, self._evicted)
         self.pool.lives = self._lives = lives
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
         self._states = [g for g, group in enumerate(groups) if isinstance(group.retention, KeepLatest)]
+        self._whole = next((g for g, group in enumerate(groups) if isinstance(group.retention, KeepAll)), None)
         self._trimming = [  # groups that let go of blocks while a request runs
             g for g, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
         ]
@@ -146,14 +153,32 @@ class CacheManager:
         Where states must be kept to be found, the other is asked to keep the one at the last border they share.
         """
         last = self._max_hit_blocks(request) if self._may_read(request) else 0
+        scores, lacking = request.scores, last
+        if scores is not None and num_blocks < last:
+            self._notes.gather(request, scores)
+            lacking = last if scores.is_planned else scores.frontier // self.block_size
         if not self._states:
+            if scores is not None and lacking <= num_blocks < last:
+                return self._scorer(request, scores, lacking) is not None
             return num_blocks < last and self._other_owner(request, num_blocks) is not None
         for block_idx in range(last - 1, num_blocks - 1, -1):
             owner = self._other_owner(request, block_idx)
-            if owner is not None:
+            if owner is not None and (
+                scores is None or block_idx < lacking or serves(self._held[owner].scores, scores)
+            ):
                 self._held[owner].keep.setdefault(block_idx + 1, BRANCH)
                 return True
-        return False
+        if scores is None or lacking >= last:
+            return False
+        owner = self._scorer(request, scores, lacking)  # on its way: whether that is to be found, it decides itself
+        return owner is not None and lacking < self._held[owner].num_registered
+
+    def _scorer(self, request: Request, scores: PromptScores, block_idx: int) -> str | None:
+        """Who else is about to leave what this request lacks of a block's log-probabilities."""
+        owner = self.index.owner(claim_of(scores, request.block_hashes[block_idx])) if scores.is_shared else None
+        if owner is None or owner == request.request_id or not serves(self._held[owner].scores, scores):
+            return None
+        return owner
 
     def waits_for_other(self, request: Request) -> bool:
         """Would the next chunk of this running request be work that another is doing?"""
@@ -180,7 +205,9 @@ class CacheManager:
         return inside == 0 and held is not None and border in held.keep
 
     def _may_read(self, request: Request) -> bool:
-        return self.enable_prefix_caching and not request.skip_cache_reads
+        return (
+            self.enable_prefix_caching and not request.skip_cache_reads and not request.params.skip_reading_prefix_cache
+        )
 
     def _max_hit_blocks(self, request: Request) -> int:
         """A hit leaves at least one token to compute, for its logits."""
@@ -201,6 +228,10 @@ class CacheManager:
 
     def _longest_hit(self, request: Request) -> int:
         length = self._max_hit_blocks(request)
+        if (scores := request.scores) is not None:
+            self._notes.gather(request, scores)
+            if not scores.is_planned:  # what is not computed has no log-probabilities
+                length = min(length, scores.frontier // self.block_size)
         hashes, find = request.block_hashes, self.index.find
         agreed = 0  # groups in a row that left the length as it was
         while length and agreed < len(self.groups):
@@ -268,7 +299,7 @@ class CacheManager:
                 table.extend(found + new)
             tables.append(table)
         held = self._held[request.request_id] = Held(
-            tables, hit.num_blocks, resumed_at=hit.num_blocks, follows=follows, rank=rank
+            tables, hit.num_blocks, resumed_at=hit.num_blocks, follows=follows, rank=rank, scores=request.scores
         )
         if self._candidate[0] == request.request_id:
             held.keep = self._candidate[2]
@@ -399,6 +430,10 @@ class CacheManager:
             missing = request.block_hashes[held.num_registered : self._max_hit_blocks(request)]
             self.index.disclaim(held.claims, request.request_id)
             held.claims = self.index.claim(missing, request.request_id)
+            if request.scores is not None:
+                self.index.disclaim(held.score_claims, request.request_id)
+                claims = self._notes.claims(request, self._max_hit_blocks(request))
+                held.score_claims = self.index.claim(claims, request.request_id)
 
     def trim(self, request: Request) -> None:
         """Frees what the request's next token can no longer see."""
@@ -435,6 +470,20 @@ class CacheManager:
             self.index.disclaim(hashes, request.request_id)
         held.num_registered = full
         self._note_registered(step_id, registered)
+
+    def note_scores(self, request: Request, scores: PromptScores) -> None:
+        """Log-probabilities of this prompt have come: others may have them too."""
+        if not self.enable_prefix_caching:
+            return
+        noted = scores.num_noted
+        self._notes.leave(request, scores)
+        held = self._held[request.request_id]
+        if held.score_claims:
+            settled = held.score_claims
+            if scores.known < scores.end:
+                hashes = request.block_hashes[noted // self.block_size : scores.num_noted // self.block_size]
+                settled = [claim_of(scores, block_hash) for block_hash in hashes]
+            self.index.disclaim(settled, request.request_id)
 
     def _note_registered(self, step_id: int, blocks: list[Block]) -> None:
         if step_id in self._registered:
@@ -597,13 +646,22 @@ class CacheManager:
             self._leave_states(request, held)
             self.index.note(request.block_hashes[: request.num_computed_tokens // self.block_size])
         self._keep_promise(request.request_id)
-        self.index.disclaim(held.claims, request.request_id)
+        self.index.disclaim(held.claims + held.score_claims, request.request_id)
         for table in held.tables:
             is_useless = isinstance(table, StateTable) and held.follows == PROMPT  # where clients drop the answer
             self.pool.release(table.held(), SUPERSEDED if is_useless else held.rank)
 
     def block_ids(self, request: Request) -> BlockIds:
         return tuple([table.ids() for table in self._held[request.request_id].tables])
+
+    def leading_blocks(self, request: Request) -> list[int]:
+        """The full blocks that this running request has computed, in the group that keeps every token, if there is
+        one. They stay its own until it is released."""
+        if self._whole is None:
+            return []
+        return (
+            self._held[request.request_id].tables[self._whole].ids()[: request.num_computed_tokens // self.block_size]
+        )
 
     def reset(self) -> bool:
         """Forgets all cached contents; False while any request holds blocks."""

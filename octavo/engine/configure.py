@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from octavo.config.checkpoint import Checkpoint, find_checkpoint
@@ -36,6 +37,7 @@ def configure(options: Options, model: Mapping[str, Any] | None = None) -> Confi
     """Fetches the model if it is not on this machine yet. `model` is the content of a config.json, in place of
     `options.model`. Raises ConfigurationError, CheckpointError."""
     platform = detect()
+    plugins = [f"{entry.module}:{entry.attr}" for entry in entry_points(group="octavo.logits_processors")]
     checkpoint = find_checkpoint(
         options.model if model is None else model,
         revision=options.revision,
@@ -43,4 +45,4 @@ def configure(options: Options, model: Mapping[str, Any] | None = None) -> Confi
         hf_overrides=options.hf_overrides,
         generation_config=options.generation_config,
     )
-    return Configured(resolve(options, checkpoint, platform.facts(), model_facts(checkpoint)), platform)
+    return Configured(resolve(options, checkpoint, platform.facts(), model_facts(checkpoint), plugins), platform)

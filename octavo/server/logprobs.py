@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from octavo.core.outputs import Logprob, PositionLogprobs
+from octavo.core.outputs import Logprob, PositionLogprobs, RequestOutput
 from octavo.engine.detokenizer import TokenText
+from octavo.errors import InvalidRequest
+from octavo.server.protocol.fields import PromptLogprobFields
 
 _LOWEST = -9999.0  # JSON has no infinity
 
@@ -17,8 +19,10 @@ class TokenNames:
     def __init__(self, token_text: TokenText | None, as_ids: bool) -> None:
         self._text, self._as_ids = token_text, as_ids or token_text is None
 
-    def name(self, token_id: int, entry: Logprob) -> str:
-        return f"token_id:{token_id}" if self._as_ids else entry.decoded_token or ""
+    def name(self, token_id: int, entry: Logprob | None) -> str:
+        if self._as_ids or self._text is None:
+            return f"token_id:{token_id}"
+        return (self._text.text_of(token_id) if entry is None else entry.decoded_token) or ""
 
     def bytes_of(self, token_id: int, entry: Logprob) -> list[int] | None:
         """A token may be part of a character, which only its bytes can tell."""
@@ -43,21 +47,57 @@ def chat_logprobs(
 
 
 def completion_logprobs(
-    positions: Sequence[PositionLogprobs], token_ids: Sequence[int], num_top: int, names: TokenNames, offset: int
+    positions: Iterable[PositionLogprobs | None],
+    token_ids: Iterable[int],
+    num_top: int,
+    names: TokenNames,
+    offset: int,
 ) -> tuple[dict[str, Any], int]:
-    """The lists of the older API, and where the next token's text begins. The chosen token is always among the top."""
-    offsets, tokens, chosen, top = [], [], [], []
+    """The lists of the older API, and where the next token's text begins. The chosen token is always among the top.
+    A prompt's first token, of which nothing is known, has nulls."""
+    offsets: list[int] = []
+    tokens: list[str] = []
+    chosen: list[float | None] = []
+    top: list[dict[str, float] | None] = []
     for position, token_id in zip(positions, token_ids, strict=True):
-        entry = position[token_id]
+        entry = position[token_id] if position else None
         token = names.name(token_id, entry)
         offsets.append(offset)
         offset += len(token)
         tokens.append(token)
+        if position is None or entry is None:
+            chosen.append(None)
+            top.append(None)
+            continue
         chosen.append(_finite(entry.logprob))
         found = {names.name(other, one): _finite(one.logprob) for other, one in most_likely(position, num_top)}
         found.setdefault(token, _finite(entry.logprob))
         top.append(found)
     return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}, offset
+
+
+def prompt_logprobs(output: RequestOutput, is_wanted: bool) -> dict[str, Any]:
+    """What an answer says of its prompt: vLLM's field, and ours for a request's own choice of ids."""
+    fields: dict[str, Any] = {}
+    if is_wanted and output.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = [
+            None if not position else {str(token_id): _prompt_entry(entry) for token_id, entry in position.items()}
+            for position in output.prompt_logprobs
+        ]
+    if output.prompt_token_id_logprobs is not None:
+        fields["prompt_token_id_logprobs"] = [list(map(_finite, row)) for row in output.prompt_token_id_logprobs]
+    return fields
+
+
+def _prompt_entry(entry: Logprob) -> dict[str, Any]:
+    return {"logprob": _finite(entry.logprob), "rank": entry.rank, "decoded_token": entry.decoded_token}
+
+
+def refuse_prompt_logprobs_in_stream(body: PromptLogprobFields, stream: bool | None) -> None:
+    """Raises InvalidRequest."""
+    for name in ("prompt_logprobs", "prompt_logprob_token_ids"):
+        if stream and getattr(body, name) is not None:
+            raise InvalidRequest(f"{name} cannot be had with stream: ask without, or for echo with logprobs", name)
 
 
 def most_likely(position: PositionLogprobs, num_top: int) -> list[tuple[int, Logprob]]:

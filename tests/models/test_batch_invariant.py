@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from octavo.config.options import Options
+from octavo.core.buckets import Buckets
 from octavo.core.messages import Submit
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 from octavo.engine.assemble import build_engine
 from octavo.engine.configure import configure
 from octavo.engine.engine_core import EngineCore
@@ -26,14 +28,14 @@ from octavo.errors import ConfigurationError
 from octavo.ops import dispatch
 from octavo.platforms import cuda
 from octavo.platforms.platform import Kernels
-from octavo.runner.batch import BatchBuilder, Buckets, StaticBatchBuilder
+from octavo.runner.batch import BatchBuilder, StaticBatchBuilder
 from octavo.runner.graphs import EagerGraphs
 from tests.models.test_equality import Replays
 from tests.ops import interpreter
 
 NUM_BATCHINGS = 50
 VOCAB = 307
-NUM_OUTPUT = 4
+NUM_OUTPUT = 3
 
 SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -62,7 +64,11 @@ FAMILIES = {
     "gemma3": {**SMALL, **WINDOWS, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"},
 }
 
-Answer = list[tuple[int, TokenLogprobs]]
+
+@dataclass
+class Answer:
+    tokens: list[tuple[int, TokenLogprobs]] = field(default_factory=list)
+    prompt: PromptRows | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ def ask(rng: random.Random, stem: list[int], length: int, index: int) -> Asked:
     prompt = stem[: min(length // 2, len(stem))]
     prompt = prompt + [rng.randrange(VOCAB) for _ in range(length - len(prompt))]
     shared = {"max_tokens": NUM_OUTPUT, "ignore_eos": True, "logprobs": rng.choice([0, 2, 5, 20])}
+    shared["prompt_logprobs"] = rng.choice([None, None, 3])
+    shared["logprob_token_ids"] = rng.choice([None, [3], [9, 200, 4]])
     if index % 3 == 0:
         return Asked(prompt, SamplingParams(temperature=0, **shared), None)
     truncated = {} if index % 3 == 1 else {"top_k": 40, "top_p": 0.9, "min_p": 0.001, "repetition_penalty": 1.1}
@@ -106,7 +114,7 @@ def answers(
     engine: EngineCore, asked: list[Asked], arrivals: list[int], preempted_at: tuple[int, ...] = ()
 ) -> tuple[list[Answer], int, int]:
     """Of requests that come before the given steps; then preemptions and cached tokens."""
-    found: list[Answer] = [[] for _ in asked]
+    found = [Answer() for _ in asked]
     num_preempted = num_cached = num_steps = 0
     waiting = sorted(range(len(asked)), key=lambda index: arrivals[index])
     while waiting or engine.has_work():
@@ -122,7 +130,9 @@ def answers(
         for delta in step.deltas:
             assert delta.error is None, delta.error
             assert delta.logprobs is not None
-            found[int(delta.request_id)] += zip(delta.token_ids, delta.logprobs, strict=True)
+            answer = found[int(delta.request_id)]
+            answer.tokens += zip(delta.token_ids, delta.logprobs, strict=True)
+            answer.prompt = delta.prompt_rows or answer.prompt
         if step.stats is not None:
             num_preempted += step.stats.num_preempted
             num_cached += step.stats.num_cached_tokens
@@ -140,7 +150,7 @@ def test_every_bit_is_the_same_in_random_batchings(family: str, dtype: str) -> N
     alone = engine_of(FAMILIES[family], dtype, enable_prefix_caching=False)
     for one in asked:
         expected += answers(alone, [one], [0])[0]
-    assert len({token for answer in expected for token, _ in answer}) > len(asked)
+    assert len({token for answer in expected for token, _ in answer.tokens}) > len(asked)
     num_preempted = num_cached = 0
     for number in range(NUM_BATCHINGS // len(FAMILIES) // 2 + 1):
         is_small = number % 3 == 2  # then all come at once, and some are sent back
@@ -167,18 +177,20 @@ def test_every_bit_is_the_same_in_random_batchings(family: str, dtype: str) -> N
             num_cached += cached
             for index, answer in zip(order, found, strict=True):
                 if index < len(asked):
-                    _check(answer, expected[index], asked[index].params.logprobs or 0)
+                    _check(answer, expected[index], asked[index].params)
     assert num_preempted > 0
     assert num_cached > 0
 
 
-def _check(found: Answer, expected: Answer, num_top: int) -> None:
-    assert [token for token, _ in found] == [token for token, _ in expected]
-    for (_, one), (_, other) in zip(found, expected, strict=True):
+def _check(found: Answer, expected: Answer, params: SamplingParams) -> None:
+    assert [token for token, _ in found.tokens] == [token for token, _ in expected.tokens]
+    for (_, one), (_, other) in zip(found.tokens, expected.tokens, strict=True):
         assert one.token_ids == other.token_ids
         assert one.ranks == other.ranks
-        assert len(one.logprobs) == 1 + num_top
+        assert len(one.logprobs) == 1 + (params.logprobs or 0) + len(params.logprob_token_ids or ())
         assert [value.hex() for value in one.logprobs] == [value.hex() for value in other.logprobs]
+    assert found.prompt == expected.prompt
+    assert (found.prompt is not None) == (params.prompt_logprobs is not None)
 
 
 @pytest.mark.skipif("triton_invariant" not in dispatch.present()["linear"], reason="needs Triton")
@@ -203,7 +215,7 @@ def test_padding_changes_no_bit() -> None:
             found.append(answers(engine, asked, [0, 0])[0])
     assert replays.num_replays > 0
     for index, one in enumerate(asked):
-        _check(found[1][index], found[0][index], one.params.logprobs or 0)
+        _check(found[1][index], found[0][index], one.params)
 
 
 def test_recurrent_models_are_refused() -> None:

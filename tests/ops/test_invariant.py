@@ -162,6 +162,7 @@ def test_draws_and_log_probabilities(kernels: str, vocab_size: int) -> None:
         return run
 
     is_invariant(likeliest(3), logits, [1, 2, 7, 20], kernels)
+    is_invariant(op_of("log_mass", kernels), logits, [1, 2, 7, 20], kernels)
     wider = likeliest(40 if kernels == "cpu" else 20)
     assert torch.equal(likeliest(3)(logits[:3]), wider(logits[:3]))
     if kernels == "gpu":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from octavo.ops.invariant.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from octavo.ops.invariant.linear import linear
-from octavo.ops.invariant.logprobs import gather_logprobs
+from octavo.ops.invariant.logprobs import gather_logprobs, log_mass
 from octavo.ops.invariant.rope import rope_and_write
 
 OPS = {
@@ -22,6 +22,7 @@ OPS = {
         gelu_and_mul,
         gelu_tanh_and_mul,
         linear,
+        log_mass,
         rope_and_write,
         silu_and_mul,
     )

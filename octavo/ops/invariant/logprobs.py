@@ -30,6 +30,12 @@ def gather_logprobs(logits_SV: Tensor, token_ids_S: Tensor, num_top: int) -> tup
     return ids, logprobs, ranks
 
 
+def log_mass(logits_SV: Tensor) -> Tensor:
+    if not len(logits_SV):
+        return logits_SV.new_empty(0, 1)
+    return torch.stack([logits_V.contiguous().logsumexp(-1, keepdim=True) for logits_V in logits_SV.unbind()])
+
+
 def _likeliest(logits_V: Tensor, count: int) -> Tensor:
     """Ids of the `count` largest logits: largest first, equal ones by id."""
     if count == 0:

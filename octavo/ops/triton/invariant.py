@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from octavo.ops.invariant import logprobs as by_row
-from octavo.ops.triton import activation, linear_tiles, logprobs, norm, rope, sampling
+from octavo.ops.triton import activation, linear_tiles, logprobs, norm, rope, sampling, truncation
 
 TILE_ROWS = 64
 
@@ -50,6 +50,8 @@ OPS = {
     "gelu_and_mul": partial(activation.gelu_and_mul, tile_rows=TILE_ROWS),
     "gelu_tanh_and_mul": partial(activation.gelu_tanh_and_mul, tile_rows=TILE_ROWS),
     "linear": linear_tiles.linear,
+    "log_mass": by_row.log_mass,
+    "mask_truncated": partial(truncation.mask_truncated, tile_rows=TILE_ROWS),
     "rms_norm": partial(norm.rms_norm, tile_rows=TILE_ROWS),
     "rope_and_write": partial(rope.rope_and_write, tile_rows=TILE_ROWS),
     "silu_and_mul": partial(activation.silu_and_mul, tile_rows=TILE_ROWS),

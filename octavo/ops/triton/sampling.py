@@ -90,7 +90,11 @@ def _kept_masses(
     return tl.load(mass_ptr + place, mask=place < num_listed, other=0.0)
 
 
-@triton.jit
+# columns of a table: where they begin depends on the number of rows, and each variant takes seconds to compile
+_COLUMNS = ["temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr", "seeds_ptr", "positions_ptr"]
+
+
+@triton.jit(do_not_specialize_on_alignment=_COLUMNS)
 def _choose_tokens(
     logits_ptr,
     logits_stride,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from octavo.core.messages import Delta, StepOutputs
-from octavo.core.outputs import RequestOutput, TokenLogprobs
+from octavo.core.messages import Beam, Delta, StepOutputs
+from octavo.core.outputs import FlatLogprobs, RequestOutput, TokenLogprobs
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.request import FinishReason
 from octavo.engine.detokenizer import TokenText
@@ -252,3 +252,89 @@ def test_a_step_of_1024_requests_costs_little() -> None:
         desk.outputs.process(step)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 2e-3  # the best of 20: the machine may be busy
+
+
+def test_the_best_of_several_are_returned() -> None:
+    desk = Desk()
+    request = desk.open(detokenize=False, n=2, best_of=4, temperature=1.0)
+    assert len(request.submits) == 4
+    assert all(submit.params.logprobs == 0 and submit.params.n == 1 for submit in request.submits)
+    for child, (logprob, reason) in enumerate([(-3.0, "length"), (-1.0, "length"), (-2.0, "stop"), (-0.5, "error")]):
+        row = TokenLogprobs([child], [logprob], [1])
+        end = FinishReason[reason.upper()]
+        changed = desk.step(request, [child], child, finish_reason=end, logprobs=[row], stop_reason=None)
+        assert bool(changed) == (child == 3), "nothing before all are there"
+    output = taken(request)
+    assert [(one.index, one.token_ids, one.cumulative_logprob) for one in output.outputs] == [
+        (0, [1], -1.0),
+        (1, [2], -2.0),
+    ], "a failed one comes last, whatever its probability"
+    assert [one.logprobs for one in output.outputs] == [None, None], "nobody asked for them"
+    plain = desk.open("plain", detokenize=False, n=2, best_of=2, temperature=1.0)
+    assert [submit.params.logprobs for submit in plain.submits] == [None, None]
+
+
+def test_a_stream_interval_collects_tokens_but_the_first() -> None:
+    desk = Desk()
+    request = desk.open(detokenize=False, output_kind=DELTA, stream_interval=3)
+    pieces = []
+    for token_id in range(9):
+        last = token_id == 8
+        if desk.step(request, [token_id], finish_reason=FinishReason.LENGTH if last else None):
+            pieces.append(taken(request).outputs[0].token_ids)
+    assert pieces == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]
+    engines = OutputProcessor(None, stream_interval=2)
+    request = engines.add(desk.inputs.prepare([1], SamplingParams(detokenize=False, output_kind=DELTA), "own"))
+    sizes = []
+    for token_id in range(5):
+        delta = Delta(request.submits[0].request_id, [token_id])
+        if engines.process(StepOutputs([delta])).changed:
+            sizes.append(len(taken(request).outputs[0].token_ids))
+    assert sizes == [1, 2, 2]
+
+
+def test_flat_logprobs_read_as_dictionaries_do() -> None:
+    tokenizer = byte_level_tokenizer()
+    rows = [TokenLogprobs([5, 6], [-0.5, -1.0], [1, 2]), TokenLogprobs([6, 5, 6], [-3.0, -0.25, -3.0], [2, 1, 2])]
+    answers = []
+    for flat in (False, True):
+        desk = Desk(tokenizer)
+        request = desk.open(logprobs=2, flat_logprobs=flat)
+        desk.step(request, [5], logprobs=rows[:1])
+        first = taken(request).outputs[0].logprobs
+        desk.step(request, [6], logprobs=rows[1:], finish_reason=FinishReason.LENGTH)
+        answers.append((first, taken(request).outputs[0].logprobs))
+    (first, whole), (flat_first, flat_whole) = answers
+    assert isinstance(flat_whole, FlatLogprobs) and flat_first is not None and whole is not None
+    assert list(flat_first) == first and list(flat_whole) == whole
+    assert len(flat_whole) == 2 and flat_whole[-1] == whole[1] and list(flat_whole[1:]) == whole[1:]
+    assert flat_whole.start_indices == [0, 2] and flat_whole.token_ids[0] == 5
+    with pytest.raises(IndexError):
+        flat_whole[2]
+
+
+def test_a_beam_search_that_fails_or_finds_less_than_n() -> None:
+    desk = Desk()
+
+    def open_search(name: str) -> ActiveRequest:
+        return desk.open(name, detokenize=False, n=3, use_beam_search=True, temperature=0.0)
+
+    request = open_search("few")
+    assert len(request.submits) == 1
+    beams = [Beam([4, 5], -1.0, FinishReason.LENGTH), Beam([4, 6], -2.0, FinishReason.STOP, 6)]
+    assert desk.step(request, [], beams=beams, finish_reason=FinishReason.STOP) == [request]
+    output = taken(request)
+    assert output.finished and [
+        (one.index, one.token_ids, one.finish_reason, one.stop_reason) for one in output.outputs
+    ] == [
+        (0, [4, 5], "length", None),
+        (1, [4, 6], "stop", 6),
+    ]
+    request = open_search("bad")
+    desk.step(request, [], error="it broke", finish_reason=FinishReason.ERROR)
+    output = taken(request)
+    assert output.finished and output.error == "it broke"
+    assert [one.finish_reason for one in output.outputs] == ["error"] * 3
+    request = open_search("gone")
+    assert desk.outputs.abort([request]) == [request.submits[0].request_id]
+    assert request.finished and desk.outputs.num_unfinished == 0
