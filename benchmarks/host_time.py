@@ -81,7 +81,9 @@ def make_engine(rows: int, num_tokens: int, budget: int, depth: int, window: int
     return EngineCore(scheduler, NoDevice(), depth, num_tokens, seed=0)
 
 
-def run(engine: EngineCore, repetition: int, rows: int, input_len: int, output_len: int, streams: bool) -> list[StepStats]:
+def run(
+    engine: EngineCore, repetition: int, rows: int, input_len: int, output_len: int, streams: bool
+) -> list[StepStats]:
     """The steps of one repetition, whose prompts are its own."""
     rng = random.Random(repetition)
     kind = RequestOutputKind.DELTA if streams else RequestOutputKind.FINAL_ONLY

@@ -350,14 +350,16 @@ class CacheManager:
     def enter_next_blocks(self, requests: Sequence[Request], step_id: int) -> list[BlockIds]:
         """`trim`, `reserve` and `register` for decoding rows whose planned token is the first of a new block: the id of
         that block in each group. The caller has asked `has_plenty`, and has counted the token as computed."""
-        for request in requests:
-            self.trim(request)
+        if self._trimming:
+            for request in requests:
+                self.trim(request)
         taken = self.pool.take([len(requests)] * len(self.groups))
         ids: list[BlockIds] = []
+        registered = self._registered[step_id]
         for request, *blocks in zip(requests, *taken, strict=True):
-            tables = self._held[request.request_id].tables
-            ids.append(tuple([table.extend([block]) for table, block in zip(tables, blocks, strict=True)]))
-            self.register(request, step_id)
+            held = self._held[request.request_id]
+            ids.append(tuple([table.append(block) for table, block in zip(held.tables, blocks, strict=True)]))
+            self._register(request, held, registered)
         return ids
 
     def catch_up(self, request: Request) -> tuple[int, BlockIds]:
@@ -412,29 +414,28 @@ class CacheManager:
 
     def register(self, request: Request, step_id: int) -> None:
         """Lets others find the full blocks of known tokens that are computed once step `step_id` has run."""
-        known = len(request.token_ids)
-        computed = min(request.num_computed_tokens, known)
-        if computed == known and self._promised:
+        self._register(request, self._held[request.request_id], self._registered.get(step_id, []))
+
+    def _register(self, request: Request, held: Held, registered: list[Block]) -> None:
+        """Adds the blocks to `registered`."""
+        computed, known = request.num_computed_tokens, len(request.token_ids)
+        if computed >= known and self._promised:
             self._keep_promise(request.request_id)
-        held = self._held[request.request_id]
-        full = computed // self.block_size
+        full = min(computed, known) // self.block_size
         if full <= held.num_registered or not self.enable_prefix_caching:
             return
         self._hasher.extend(request)
-        registered: list[Block] = []
+        hashes, insert = request.block_hashes, self.index.insert
         for i in range(held.num_registered, full):
-            block_hash = request.block_hashes[i]
             for table in held.tables:
                 if isinstance(table, PagedTable):
                     block = table.blocks[i]
-                    if block.block_id and block.hash is None and self.index.insert(block, block_hash):
+                    if block.block_id and block.hash is None and insert(block, hashes[i]):
                         registered.append(block)
         if held.claims:  # what waits for a state waits until that is kept
             done = range(held.num_registered, full)
-            hashes = [request.block_hashes[i] for i in done if i + 1 not in held.keep]
-            self.index.disclaim(hashes, request.request_id)
+            self.index.disclaim([hashes[i] for i in done if i + 1 not in held.keep], request.request_id)
         held.num_registered = full
-        self._note_registered(step_id, registered)
 
     def _note_registered(self, step_id: int, blocks: list[Block]) -> None:
         if step_id in self._registered:
