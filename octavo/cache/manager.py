@@ -38,6 +38,7 @@ class Held:
     tables: list[PagedTable | StateTable]
     num_registered: int = 0  # leading blocks that were offered to the index
     claims: list[bytes] = field(default_factory=list)
+    num_claimed: int = 0  # leading blocks among which the claims are
     keep: dict[int, str] = field(default_factory=dict)  # block borders whose state is kept, and why
     resumed_at: int = 0  # the block border up to which it found its beginning
     follows: str = ""  # ANSWER or PROMPT: what ends there, if the request is the first to go on from it
@@ -398,7 +399,8 @@ class CacheManager:
     def _claim(self, request: Request) -> None:
         if self._may_read(request):
             held = self._held[request.request_id]
-            missing = request.block_hashes[held.num_registered : self._max_hit_blocks(request)]
+            held.num_claimed = self._max_hit_blocks(request)
+            missing = request.block_hashes[held.num_registered : held.num_claimed]
             self.index.disclaim(held.claims, request.request_id)
             held.claims = self.index.claim(missing, request.request_id)
 
@@ -432,7 +434,7 @@ class CacheManager:
                     block = table.blocks[i]
                     if block.block_id and block.hash is None and insert(block, hashes[i]):
                         registered.append(block)
-        if held.claims:  # what waits for a state waits until that is kept
+        if held.num_registered < held.num_claimed:  # what waits for a state waits until that is kept
             done = range(held.num_registered, full)
             self.index.disclaim([hashes[i] for i in done if i + 1 not in held.keep], request.request_id)
         held.num_registered = full
