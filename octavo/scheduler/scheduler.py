@@ -185,10 +185,10 @@ class Scheduler:
         # in plenty nobody can be refused, so rows that enter a new block are served together, after the others
         is_plenty = self.cache.has_plenty(2 * len(self.running) + plan.budget_left // block_size)
         entering: list[Request] = []
-        at = 0
-        while at < len(self.running) and plan.budget_left:
-            request = self.running[at]
-            at += 1
+        budget_left = plan.budget_left
+        for request in self.running:  # preempting takes from its end only
+            if not budget_left:
+                break
             if only is not None and request.request_id not in only:
                 continue
             computed, expected = request.num_computed_tokens, request.num_expected_tokens
@@ -198,15 +198,18 @@ class Scheduler:
                 has_room = computed % block_size
                 if has_room or is_plenty:
                     scheduled[request.request_id] = 1
-                    plan.budget_left -= 1
+                    budget_left -= 1
                     request.num_computed_tokens = expected
                     request.num_expected_tokens = expected + 1
                     sampled.append(request)
                     if not has_room:
                         entering.append(request)
                     continue
+            plan.budget_left = budget_left
             if not self._advance(request, plan, may_preempt=True):
                 return
+            budget_left = plan.budget_left
+        plan.budget_left = budget_left
         if entering:
             for request, block_ids in zip(entering, self.cache.enter_next_blocks(entering, plan.step_id), strict=True):
                 plan.append_blocks(request, block_ids)
