@@ -355,13 +355,14 @@ class CacheManager:
             for request in requests:
                 self.trim(request)
         taken = self.pool.take([len(requests)] * len(self.groups))
-        ids: list[BlockIds] = []
         registered = self._registered[step_id]
         for request, *blocks in zip(requests, *taken, strict=True):
             held = self._held[request.request_id]
-            ids.append(tuple([table.append(block) for table, block in zip(held.tables, blocks, strict=True)]))
+            for table, block in zip(held.tables, blocks, strict=True):
+                assert isinstance(table, PagedTable)  # where there are states, there is never plenty
+                table.append(block)
             self._register(request, held, registered)
-        return ids
+        return list(zip(*([[block.block_id] for block in blocks] for blocks in taken), strict=True))
 
     def catch_up(self, request: Request) -> tuple[int, BlockIds]:
         """Blocks that others have computed since this prompt's last chunk: tokens gained, ids appended."""

@@ -23,11 +23,10 @@ class PagedTable:
         """Blocks to take before token `end` - 1 can be written."""
         return max(0, -(-end // self.block_size) - len(self.blocks))
 
-    def append(self, block: Block) -> list[int]:
+    def append(self, block: Block) -> None:
         """`extend` by one block that is not null."""
         self.blocks.append(block)
         self.live += 1
-        return [block.block_id]
 
     def extend(self, blocks: list[Block]) -> list[int]:
         """The ids that a row's table grows by."""
