@@ -77,8 +77,7 @@ class PrefixIndex:
     def remove(self, block: Block) -> None:
         assert block.hash is not None
         del self._blocks[block.group][block.hash]
-        if self._annotations:
-            self._annotations.pop((block.group, block.block_id), None)
+        self._annotations.pop((block.group, block.block_id), None)
 
     def all_blocks(self) -> list[Block]:
         return [block for blocks in self._blocks for block in blocks.values()]

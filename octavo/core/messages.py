@@ -40,8 +40,9 @@ class Timing(msgspec.Struct, array_like=True, frozen=True):
     num_preemptions: int = 0
 
 
-class Delta(msgspec.Struct, array_like=True, frozen=True):
-    """What one step brought one request. A request that wants only its final result gets one, with everything in it."""
+class Delta(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What one step brought one request. A request that wants only its final result gets one, with everything in it.
+    Streaming rows make one each a step, so the garbage collector is spared them: nothing in one refers back to it."""
 
     request_id: str
     token_ids: list[int]
