@@ -10,6 +10,7 @@ from octavo.cache.groups import CacheGroup
 from octavo.cache.lives import BlockLives
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
+from octavo.cache.promises import Promises
 from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepLatest
 from octavo.cache.reuse import ReuseHistory
 from octavo.cache.tables import PagedTable, StateTable
@@ -43,14 +44,6 @@ class Held:
     resumed_at: int = 0  # the block border up to which it found its beginning
     follows: str = ""  # ANSWER or PROMPT: what ends there, if the request is the first to go on from it
     rank: int = KEPT  # of what it leaves in the cache
-
-
-@dataclass(slots=True)
-class Promise:
-    """Blocks that a prompt will hold at its peak, and how many of them it does not hold yet, by group."""
-
-    peaks: list[int]
-    left: list[int]
 
 
 class CacheManager:
@@ -98,8 +91,7 @@ class CacheManager:
             g for g, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
         ]
         self._held: dict[str, Held] = {}
-        self._promised: dict[str, Promise] = {}  # to admitted prompts that are not yet computed
-        self._still_promised = [0] * len(groups)  # the sum of what is left of them, by group
+        self._promises = Promises(len(groups))
         self._registered: dict[int, list[Block]] = {}  # by step, until the step's result is there
         self._planned_step = -1
         self._copies: list[tuple[int, int, int]] = []
@@ -239,7 +231,7 @@ class CacheManager:
         """Would `admit` succeed? Changes nothing."""
         demand = self._demand(num_new)
         if whole_prompt:
-            peaks, others = self._peak_blocks(request.num_tokens), self._still_promised
+            peaks, others = self._peak_blocks(request.num_tokens), self._promises.total
             live = [sum(1 for block in blocks if block.block_id) for blocks in hit.blocks]
             demand = [max(d, p - n) + o for d, p, n, o in zip(demand, peaks, live, others, strict=True)]
         return self.pool.fits(demand, hit.found(), self._reserve_slabs if self._held else 0)
@@ -274,7 +266,7 @@ class CacheManager:
         if self._candidate[0] == request.request_id:
             held.keep = self._candidate[2]
             self.index.note(request.block_hashes[: self._max_hit_blocks(request)])
-        self._promise(request)
+        self._promises.make(request.request_id, self._peak_blocks(request.num_tokens), tables)
         request.num_computed_tokens = hit.num_blocks * self.block_size
         self._claim(request)
         return True
@@ -313,26 +305,6 @@ class CacheManager:
             self._copies.append((group, found[-1].block_id, table.state.block_id))
             self.pool.release(found[-1:])
 
-    def _promise(self, request: Request) -> None:
-        self._promised[request.request_id] = Promise(self._peak_blocks(request.num_tokens), [0] * len(self.groups))
-        self._note_held(request.request_id)
-
-    def _note_held(self, request_id: str) -> None:
-        """The blocks of this request changed: so does what is left of its promise, if it has one."""
-        promise = self._promised.get(request_id)
-        if promise is not None:
-            for group, table in enumerate(self._held[request_id].tables):
-                left = max(0, promise.peaks[group] - table.live)
-                self._still_promised[group] += left - promise.left[group]
-                promise.left[group] = left
-
-    def _keep_promise(self, request_id: str) -> None:
-        """It has what it was promised, or needs it no more."""
-        promise = self._promised.pop(request_id, None)
-        if promise is not None:
-            for group, left in enumerate(promise.left):
-                self._still_promised[group] -= left
-
     def reserve(self, request: Request, num_new: int) -> BlockIds | None:
         """Blocks for `num_new` more tokens of a running request: the ids appended to its tables, or None, with no
         side effect, if they do not fit."""
@@ -343,7 +315,7 @@ class CacheManager:
             return None
         taken = self.pool.take(demand)
         ids = tuple([table.extend(blocks) for table, blocks in zip(held.tables, taken, strict=True)])
-        self._note_held(request.request_id)
+        self._promises.count(request.request_id, held.tables)
         if self._states and request.num_computed_tokens % self.block_size == 0:
             self._keep_state(request, held)  # the step about to be planned overwrites it
         return ids
@@ -389,7 +361,7 @@ class CacheManager:
                 ids.append([])
             else:
                 ids.append(table.extend(gained))
-        self._note_held(request.request_id)
+        self._promises.count(request.request_id, held.tables)
         held.num_registered = max(held.num_registered, hit.num_blocks)
         held.resumed_at = hit.num_blocks
         gained_tokens = hit.num_blocks * self.block_size - request.num_computed_tokens
@@ -413,7 +385,7 @@ class CacheManager:
                 table = held.tables[group]
                 assert isinstance(table, PagedTable)
                 self.pool.release(table.trim(request.num_computed_tokens), held.rank)
-            self._note_held(request.request_id)
+            self._promises.count(request.request_id, held.tables)
 
     def register(self, request: Request, step_id: int) -> None:
         """Lets others find the full blocks of known tokens that are computed once step `step_id` has run."""
@@ -422,8 +394,8 @@ class CacheManager:
     def _register(self, request: Request, held: Held, registered: list[Block]) -> None:
         """Adds the blocks to `registered`."""
         computed, known = request.num_computed_tokens, len(request.token_ids)
-        if computed >= known and self._promised:
-            self._keep_promise(request.request_id)
+        if computed >= known and self._promises.of:
+            self._promises.keep(request.request_id)
         full = min(computed, known) // self.block_size
         if full <= held.num_registered or not self.enable_prefix_caching:
             return
@@ -600,7 +572,7 @@ class CacheManager:
         if self._states and is_sound and self.enable_prefix_caching:
             self._leave_states(request, held)
             self.index.note(request.block_hashes[: request.num_computed_tokens // self.block_size])
-        self._keep_promise(request.request_id)
+        self._promises.keep(request.request_id)
         self.index.disclaim(held.claims, request.request_id)
         for table in held.tables:
             is_useless = isinstance(table, StateTable) and held.follows == PROMPT  # where clients drop the answer
