@@ -4,6 +4,7 @@ prefill phase and no decode phase."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,15 +21,16 @@ from octavo.scheduler.plan_builder import CatchUps, PlanBuilder
 from octavo.scheduler.queues import QUEUES, RequestQueue
 from octavo.scheduler.stopping import set_finished
 
-GONE = -1  # the epoch of requests that have ended
+GONE = sys.maxsize  # the epoch of requests that have ended: after all others
 
 
 @dataclass(slots=True)
 class Planned:
-    """What the scheduler remembers of a step in flight. `sampled` and `epochs` are parallel to the plan's `sampled`."""
+    """What the scheduler remembers of a step in flight. `sampled` is parallel to the plan's. Requests whose epoch is not
+    before `end` have started over or ended since the step was planned."""
 
     sampled: list[Request]
-    epochs: list[int]
+    end: int
     num_prefill_tokens: int
     num_cached_tokens: int
     num_preempted: int
@@ -145,7 +147,7 @@ class Scheduler:
         self._carried = CatchUps()
         self._planned[plan.step_id] = Planned(
             plan.sampled,
-            [request.epoch for request in plan.sampled],
+            self._next_epoch,
             plan.num_prefill_tokens,
             plan.num_cached_tokens,
             len(plan.preempted),
@@ -371,8 +373,9 @@ class Scheduler:
         now = time.monotonic()
         starting = self._note_first_tokens(planned, failed, now)
         dropped = 0
-        for request, epoch, token_id in zip(planned.sampled, planned.epochs, result.token_ids, strict=True):
-            if request.epoch != epoch or (failed and request.request_id in failed):
+        end = planned.end
+        for request, token_id in zip(planned.sampled, result.token_ids, strict=True):
+            if request.epoch >= end or (failed and request.request_id in failed):
                 dropped += 1
                 continue
             token_ids = request.token_ids
