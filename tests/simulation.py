@@ -384,10 +384,10 @@ def check_books(engine: EngineCore) -> None:
                 counted[group, block.block_id] = counted.get((group, block.block_id), 0) + 1
             assert table.live == len(table.held())
     left = [0] * len(cache.groups)
-    for request_id, promise in cache._promised.items():
+    for request_id, promise in cache._promises.of.items():
         for group, table in enumerate(cache._held[request_id].tables):
             left[group] += max(0, promise.peaks[group] - table.live)
-    assert cache._still_promised == left
+    assert cache._promises.total == left
     idle, spare = 0, [0] * len(pool.blocks_per_slab)
     for slab in pool._slabs[1:]:
         used = [block for block in slab.blocks if block.ref_count]
@@ -424,7 +424,7 @@ def check_nothing_leaked(engine: EngineCore) -> None:
     scheduler = engine.scheduler
     check_books(engine)
     assert not scheduler.requests and not scheduler.running and not len(scheduler.waiting)
-    assert not scheduler.cache._held and not scheduler.cache._promised and not scheduler._planned
+    assert not scheduler.cache._held and not scheduler.cache._promises.of and not scheduler._planned
     assert scheduler.cache.pool.num_idle_slabs == scheduler.cache.pool.num_slabs
     assert scheduler.cache.reset()
     assert len(scheduler.cache.index) == 0 and not scheduler.cache.index._owners

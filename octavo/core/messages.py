@@ -51,8 +51,9 @@ class Beam(msgspec.Struct, array_like=True, frozen=True):
     logprobs: list[TokenLogprobs] | None = None  # parallel to token_ids
 
 
-class Delta(msgspec.Struct, array_like=True, frozen=True):
-    """What one step brought one request. A request that wants only its final result gets one, with everything in it."""
+class Delta(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What one step brought one request. A request that wants only its final result gets one, with everything in it.
+    Streaming rows make one each a step, so the garbage collector is spared them: nothing in one refers back to it."""
 
     request_id: str
     token_ids: list[int]

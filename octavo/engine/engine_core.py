@@ -324,8 +324,7 @@ class EngineCore:
 
     def _proven(self, planned: Planned, failed: dict[str, str]) -> list[str]:
         """Who gets a sound token from this step."""
-        pairs = zip(planned.sampled, planned.epochs, strict=True)
-        return [r.request_id for r, epoch in pairs if r.epoch == epoch and r.request_id not in failed]
+        return [r.request_id for r in planned.sampled if r.epoch < planned.end and r.request_id not in failed]
 
     def _clear_suspects(self, proven: list[str]) -> None:
         live = self.scheduler.requests

@@ -4,6 +4,7 @@ prefill phase and no decode phase."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +24,16 @@ from octavo.scheduler.queues import QUEUES, RequestQueue
 from octavo.scheduler.shared_prefixes import SharedPrefixes
 from octavo.scheduler.stopping import repeats_itself, set_finished
 
-GONE = -1  # the epoch of requests that have ended
+GONE = sys.maxsize  # the epoch of requests that have ended: after all others
 
 
 @dataclass(slots=True)
 class Planned:
-    """What the scheduler remembers of a step in flight. `sampled` and `epochs` are parallel to the plan's `sampled`."""
+    """What the scheduler remembers of a step in flight. `sampled` is parallel to the plan's. Requests whose epoch is not
+    before `end` have started over or ended since the step was planned."""
 
     sampled: list[Request]
-    epochs: list[int]
+    end: int
     num_prefill_tokens: int
     num_cached_tokens: int
     num_preempted: int
@@ -158,7 +160,7 @@ class Scheduler:
         self._carried = CatchUps()
         self._planned[plan.step_id] = Planned(
             plan.sampled,
-            [request.epoch for request in plan.sampled],
+            self._next_epoch,
             plan.num_prefill_tokens,
             plan.num_cached_tokens,
             len(plan.preempted),
@@ -203,10 +205,10 @@ class Scheduler:
         # in plenty nobody can be refused, so rows that enter a new block are served together, after the others
         is_plenty = self.cache.has_plenty(2 * len(self.running) + plan.budget_left // block_size)
         entering: list[Request] = []
-        at = 0
-        while at < len(self.running) and plan.budget_left:
-            request = self.running[at]
-            at += 1
+        budget_left = plan.budget_left
+        for request in self.running:  # preempting takes from its end only
+            if not budget_left:
+                break
             if only is not None and request.request_id not in only:
                 continue
             computed, expected = request.num_computed_tokens, request.num_expected_tokens
@@ -216,15 +218,18 @@ class Scheduler:
                 has_room = computed % block_size
                 if has_room or is_plenty:
                     scheduled[request.request_id] = 1
-                    plan.budget_left -= 1
+                    budget_left -= 1
                     request.num_computed_tokens = expected
                     request.num_expected_tokens = expected + 1
                     sampled.append(request)
                     if not has_room:
                         entering.append(request)
                     continue
+            plan.budget_left = budget_left
             if not self._advance(request, plan, may_preempt=True):
                 return
+            budget_left = plan.budget_left
+        plan.budget_left = budget_left
         if entering:
             for request, block_ids in zip(entering, self.cache.enter_next_blocks(entering, plan.step_id), strict=True):
                 plan.append_blocks(request, block_ids)
@@ -394,8 +399,9 @@ class Scheduler:
             self._take_scores(planned, result)
         starting = self._note_first_tokens(planned, failed, now)
         dropped = 0
-        for request, epoch, token_id in zip(planned.sampled, planned.epochs, result.token_ids, strict=True):
-            if request.epoch != epoch or (failed and request.request_id in failed):
+        end = planned.end
+        for request, token_id in zip(planned.sampled, result.token_ids, strict=True):
+            if request.epoch >= end or (failed and request.request_id in failed):
                 dropped += 1
                 continue
             token_ids = request.token_ids
