@@ -29,8 +29,8 @@ GONE = sys.maxsize  # the epoch of requests that have ended: after all others
 
 @dataclass(slots=True)
 class Planned:
-    """What the scheduler remembers of a step in flight. `sampled` is parallel to the plan's. Requests whose epoch is not
-    before `end` have started over or ended since the step was planned."""
+    """What the scheduler remembers of a step in flight. `sampled` is parallel to the plan's. Requests whose epoch is
+    not before `end` have started over or ended since the step was planned."""
 
     sampled: list[Request]
     end: int
