@@ -80,7 +80,7 @@ def prepare() -> None:
 
 
 def _remember_types(core: Any, interpreter: Any) -> None:
-    """Equal types share what they are made of, which nobody changes."""
+    """Equal types share what they are made of, which nobody changes; and the common cases of what is called most."""
     block_fields: dict[Any, dict[str, Any]] = {}
     tensor_shapes: dict[Any, tuple[Any, Any]] = {}
     numpy_types: dict[str, Any] = {}
@@ -111,6 +111,15 @@ def _remember_types(core: Any, interpreter: Any) -> None:
     def broadcast(self: Any, lhs: Any, rhs: Any) -> Any:
         return (lhs, rhs) if lhs.shape is rhs.shape else plain_broadcast(self, lhs, rhs)
 
+    def equal(self: Any, other: Any) -> bool:
+        return self is other or plain_equal(self, other)
+
+    def unwrap(value: Any) -> Any:
+        return value if type(value) in plain_values else plain_unwrap(value)
+
+    plain_equal, plain_unwrap = core.dtype.__eq__, core._unwrap_if_constexpr
+    plain_values = frozenset([bool, int, float, core.tensor])
+    core.dtype.__eq__, core._unwrap_if_constexpr = equal, unwrap
     plain_broadcast = interpreter.TritonSemantic.broadcast_impl_value
     interpreter.TritonSemantic.broadcast_impl_value = broadcast
     core.block_type.__init__, core.tensor.__init__ = init_block, init_tensor
