@@ -85,7 +85,8 @@ class ChatJob:
     def logprobs(self, completion: CompletionOutput) -> dict[str, Any] | None:
         if completion.logprobs is None:
             return None
-        entries = chat_logprobs(completion.logprobs, completion.token_ids, self.body.top_logprobs or 0, self.names)
+        num_top, named = self.body.top_logprobs or 0, self.body.logprob_token_ids
+        entries = chat_logprobs(completion.logprobs, completion.token_ids, num_top, self.names, named)
         return {"content": entries}
 
 

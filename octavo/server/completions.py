@@ -95,7 +95,8 @@ class CompletionJob:
         token_ids = completion.token_ids
         if echoed is not None:
             positions, token_ids = [*echoed.positions, *positions], [*echoed.token_ids, *token_ids]
-        return completion_logprobs(positions, token_ids, self.body.logprobs, self.names, offset)
+        named = self.body.logprob_token_ids
+        return completion_logprobs(positions, token_ids, self.body.logprobs, self.names, offset, named)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from octavo.core.outputs import Logprob, PositionLogprobs, RequestOutput
@@ -34,13 +34,17 @@ class TokenNames:
 
 
 def chat_logprobs(
-    positions: Sequence[PositionLogprobs], token_ids: Sequence[int], num_top: int, names: TokenNames
+    positions: Sequence[PositionLogprobs],
+    token_ids: Sequence[int],
+    num_top: int,
+    names: TokenNames,
+    named: Collection[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """One entry for each token: its own, and the `num_top` most likely."""
+    """One entry for each token: its own, the `num_top` most likely, and those of the ids in `named`."""
     return [
         {
             **_entry(token_id, position[token_id], names),
-            "top_logprobs": [_entry(other, entry, names) for other, entry in most_likely(position, num_top)],
+            "top_logprobs": [_entry(other, entry, names) for other, entry in shown(position, num_top, named)],
         }
         for position, token_id in zip(positions, token_ids, strict=True)
     ]
@@ -52,9 +56,10 @@ def completion_logprobs(
     num_top: int,
     names: TokenNames,
     offset: int,
+    named: Collection[int] | None = None,
 ) -> tuple[dict[str, Any], int]:
-    """The lists of the older API, and where the next token's text begins. The chosen token is always among the top.
-    A prompt's first token, of which nothing is known, has nulls."""
+    """The lists of the older API, and where the next token's text begins. The chosen token and the ids in `named` are
+    always among the top. A prompt's first token, of which nothing is known, has nulls."""
     offsets: list[int] = []
     tokens: list[str] = []
     chosen: list[float | None] = []
@@ -70,7 +75,7 @@ def completion_logprobs(
             top.append(None)
             continue
         chosen.append(_finite(entry.logprob))
-        found = {names.name(other, one): _finite(one.logprob) for other, one in most_likely(position, num_top)}
+        found = {names.name(other, one): _finite(one.logprob) for other, one in shown(position, num_top, named)}
         found.setdefault(token, _finite(entry.logprob))
         top.append(found)
     return {"text_offset": offsets, "token_logprobs": chosen, "tokens": tokens, "top_logprobs": top}, offset
@@ -100,12 +105,15 @@ def refuse_prompt_logprobs_in_stream(body: PromptLogprobFields, stream: bool | N
             raise InvalidRequest(f"{name} cannot be had with stream: ask without, or for echo with logprobs", name)
 
 
-def most_likely(position: PositionLogprobs, num_top: int) -> list[tuple[int, Logprob]]:
-    """The best `num_top` (-1: all), best first."""
+def shown(position: PositionLogprobs, num_top: int, named: Collection[int] | None) -> list[tuple[int, Logprob]]:
+    """The best `num_top` (-1: all), best first, and behind them those of the ids in `named` that are not among them."""
     entries = sorted(position.items(), key=lambda item: item[1].rank or 0)
     if num_top == -1:
         return entries
-    return [item for item in entries if (item[1].rank or 0) <= num_top][:num_top]
+    top = [item for item in entries if (item[1].rank or 0) <= num_top][:num_top]
+    if not named:
+        return top
+    return top + [item for item in entries if item[0] in named and item not in top]
 
 
 def _entry(token_id: int, entry: Logprob, names: TokenNames) -> dict[str, Any]:

@@ -364,7 +364,8 @@ class ResponseRun:
                     events = answer.take(completion)
                     if completion.logprobs is not None:
                         num_top = job.body.top_logprobs or 0
-                        waiting += chat_logprobs(completion.logprobs, completion.token_ids, num_top, job.names)
+                        named = job.body.logprob_token_ids
+                        waiting += chat_logprobs(completion.logprobs, completion.token_ids, num_top, job.names, named)
                     batch += items.push(events, waiting)
                     if events:
                         waiting = []

@@ -200,46 +200,79 @@ def test_times_and_cached_tokens() -> None:
     assert metrics.last_token_time is not None and metrics.last_token_time >= metrics.first_token_time
 
 
+def played(
+    draw: random.Random, desk: Desk, request: ActiveRequest, scripts: list[list[int]], ends: list[dict[str, Any]]
+) -> list[tuple[str, list[int], Any]]:
+    """(text, token ids, stop reason) of each completion, put together by a reader who comes when there is something,
+    and not always then. `ends` say how the core ends each."""
+    kind, interval = request.params.output_kind, request.params.stream_interval or 1
+    texts: list[list[str]] = [[] for _ in scripts]
+    token_ids: list[list[list[int]]] = [[] for _ in scripts]
+    reasons: list[Any] = [None] * len(scripts)
+    positions = [0] * len(scripts)
+    while not request.finished:
+        child = draw.choice([i for i, completion in enumerate(request.completions) if completion.finish_reason is None])
+        size, position = draw.randint(1, 4), positions[child]
+        positions[child] += size
+        end = ends[child] if positions[child] >= len(scripts[child]) else {}
+        changed = desk.step(request, scripts[child][position : position + size], child, **end)
+        if not request.finished and (not changed or draw.random() < 0.3):
+            continue
+        if (output := request.take()) is None:
+            continue
+        for one in output.outputs:
+            shown = texts[one.index]
+            assert kind is not CUMULATIVE or one.text.startswith(shown[-1] if shown else "")
+            if one.index == child and kind is DELTA and shown and not one.finished:
+                assert len(one.token_ids) >= interval
+            shown.append(one.text)
+            token_ids[one.index].append(one.token_ids)
+            reasons[one.index] = one.stop_reason
+    if kind is DELTA:
+        return [("".join(texts[i]), list(chain.from_iterable(token_ids[i])), reasons[i]) for i in range(len(scripts))]
+    return [(texts[i][-1], token_ids[i][-1], reasons[i]) for i in range(len(scripts))]
+
+
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
 def test_streamed_pieces_make_the_final_text(tokenizer: Tokenizer) -> None:
-    """Random tokens, stop strings, steps and reading paces: 500 cases for each tokenizer."""
+    """Random tokens, stop strings and tokens, steps, intervals and reading paces: 500 cases for each tokenizer."""
     draw = random.Random(4)
     sentence = "the cat sat on the mat. END 你好 🙂 stop"
     alphabet = tokenizer.encode(sentence) + [draw.randrange(tokenizer.vocab_size) for _ in range(10)]
     for case in range(500):
-        ids = [draw.choice(alphabet) for _ in range(draw.randint(1, 25))]
-        text = tokenizer.decode(ids)
+        n = 2 if draw.random() < 0.2 else 1
+        scripts = [[draw.choice(alphabet) for _ in range(draw.randint(1, 25))] for _ in range(n)]
+        text = tokenizer.decode(scripts[0])
         stops = [text[i : i + draw.randint(1, 5)] for i in [draw.randrange(len(text) or 1) for _ in range(2)]]
         settings: dict[str, Any] = {
+            "n": n,
             "stop": [stop for stop in stops if stop] if draw.random() < 0.7 else None,
+            "stop_token_ids": draw.sample(alphabet, 2) if draw.random() < 0.3 else None,
             "include_stop_str_in_output": draw.random() < 0.3,
             "min_tokens": draw.choice([0, 0, 3]),
             "skip_special_tokens": draw.random() < 0.7,
+            "stream_interval": draw.choice([None, 1, 3, 8]),
         }
-        reason = draw.choice([FinishReason.LENGTH, FinishReason.STOP])
+        ends: list[dict[str, Any]] = [
+            {"finish_reason": draw.choice([FinishReason.LENGTH, FinishReason.STOP])} for _ in scripts
+        ]
+        for child, script in enumerate(scripts):  # as the core does
+            found = [i for i, token_id in enumerate(script) if token_id in (settings["stop_token_ids"] or ())]
+            if found := [i for i in found if i >= settings["min_tokens"]]:
+                ends[child] = {"finish_reason": FinishReason.STOP, "stop_reason": script[found[0]]}
+                del script[found[0] + 1 :]
         finals = []
         for kind in RequestOutputKind:
             desk = Desk(tokenizer)
             request = desk.open(output_kind=kind, prompt=[5, 7], **settings)
-            shown, shown_ids, position = [], [], 0
-            while not request.finished:
-                size = draw.randint(1, 4)
-                new, position = ids[position : position + size], position + size
-                desk.step(request, new, finish_reason=reason if position >= len(ids) else None)
-                if (draw.random() < 0.6 or request.finished) and (output := request.take()) is not None:
-                    completion = output.outputs[0]
-                    assert kind is not CUMULATIVE or completion.text.startswith(shown[-1] if shown else "")
-                    shown.append(completion.text)
-                    shown_ids.append(completion.token_ids)
-            if kind is DELTA:
-                finals.append(("".join(shown), list(chain.from_iterable(shown_ids)), completion.stop_reason))
-            else:
-                finals.append((shown[-1], shown_ids[-1], completion.stop_reason))
+            finals.append(played(draw, desk, request, scripts, ends))
         assert finals[0] == finals[1] == finals[2], f"case {case}"
-        final_text, _, stop = finals[0]
-        if isinstance(stop, str) and settings["min_tokens"] == 0:
-            found = [s for s in settings["stop"] if s in final_text]
-            assert final_text.endswith(stop) if settings["include_stop_str_in_output"] else not found
+        for (final_text, token_ids, stop), script, end in zip(finals[0], scripts, ends, strict=True):
+            if isinstance(stop, str) and settings["min_tokens"] == 0:
+                found = [s for s in settings["stop"] if s in final_text]
+                assert final_text.endswith(stop) if settings["include_stop_str_in_output"] else not found
+            if not isinstance(stop, str):
+                assert token_ids == script and stop == end.get("stop_reason")
 
 
 def test_a_step_of_1024_requests_costs_little() -> None:
