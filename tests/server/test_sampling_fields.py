@@ -205,6 +205,8 @@ def test_thoughts_are_brought_to_their_end(api: httpx.Client, tokenizer: Tokeniz
     def answer(**more: Any) -> Any:
         response = api.post("/v1/chat/completions", json=body(**fields, **more))
         assert response.status_code == 200, response.text
+        usage = response.json()["usage"]
+        assert 0 < usage["completion_tokens_details"]["reasoning_tokens"] <= usage["completion_tokens"] == 40
         return response.json()["choices"][0]
 
     endless = answer()
