@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 
 import torch
 
@@ -119,7 +120,10 @@ class Worker:
         recover(self.device)
 
     def release(self) -> None:
-        """Gives the memory back. May be called again."""
+        """Gives the memory of the cache and of the weights back. May be called again."""
         self.runner.release()
-        self.cache.unbind(self.model)
-        self.cache = PagedCache((), self.slabs, 0, self.device)
+        self.cache.release(self.model)
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+        with suppress(RuntimeError):  # a device that was lost has nothing to give
+            recover(self.device)
