@@ -23,7 +23,9 @@ def test_an_engine_that_was_shut_down_holds_neither_cache_nor_weights() -> None:
         worker.release()
     gc.collect()
     held = [
-        one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.untyped_storage().data_ptr() in taken
+        one
+        for one in gc.get_objects()
+        if issubclass(type(one), torch.Tensor) and one.untyped_storage().data_ptr() in taken
     ]
     assert not [one for one in held if one.numel()], "something still holds the memory"
     assert worker.cache.num_bytes == 0 and sum(one.numel() for one in worker.model.parameters()) == 0
