@@ -24,7 +24,7 @@ from tests.models import test_equality
 from tests.models.harness import randomise, save
 from tests.models.test_logits import VARIANTS, VOCAB, config_of
 
-FAMILIES = ["llama", "mistral-window", "gemma3", "mamba2", "bamba"]
+FAMILIES = ["llama", "gemma3", "mamba2", "bamba"]
 TOLERANCE = 1e-4
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -199,6 +199,6 @@ def test_steps_at_fixed_addresses(reference: Reference, monkeypatch: pytest.Monk
 def test_memory_is_bounded() -> None:
     """All logits of this prompt would be 730 MiB, and working with them takes several times that."""
     code = "from benchmarks.prompt_logprobs import measure; print(*measure(1200, 152_000, 5, 8192)[0:1])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 400 << 20, done.stdout
