@@ -146,7 +146,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     use_beam_search: bool = False  # the n likeliest outputs found with best_of (or n) beams
     length_penalty: float = 1.0  # beams are ranked by cumulative_logprob / length ** this
     early_stopping: bool = False  # of beam search: end with the first n finished beams
-    trace_decode_token_ids: list[int] | None = None  # how the output begins, whatever the model thinks; logprobs are its
+    trace_decode_token_ids: list[int] | None = None  # how the output begins, whatever the model thinks; its logprobs
     watermarking: None = None  # vLLM's; not to be had here
     routed_experts_prompt_start: int = 0  # vLLM's, of mixture-of-experts models; only 0 can be had here
     skip_clone: bool = False  # vLLM's; nothing is cloned here, so it changes nothing
