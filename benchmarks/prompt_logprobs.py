@@ -26,8 +26,9 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """Bytes at the most, so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Bytes at the most, so far. (getrusage would begin with those of the process that started this one.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 def tiny_model(num_tokens: int, vocab_size: int) -> dict[str, object]:
