@@ -28,9 +28,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from octavo.attention.backend import AttentionCall, GroupStep, StepContext
-from octavo.attention.triton_paged import SHARED_PREFIX, TritonPaged
-from octavo.ops.triton.attention_prefix import PrefixGroups
+from octavo.attention.backend import SHARED_PREFIX, AttentionCall, GroupStep, StepContext
+from octavo.attention.triton_paged import TritonPaged
+from octavo.ops.attention import PrefixGroups
 from octavo.ops.triton.attention_work import DecodeConfig, PrefillConfig, decode_config, device_limits, prefill_config
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 128, 16
@@ -419,6 +419,7 @@ def shared_prefix(
         torch.arange(num_rows, dtype=torch.int32, device=table.device),
         torch.tensor([0, num_rows], dtype=torch.int32, device=table.device),
         torch.tensor([shared // PAGE], dtype=torch.int32, device=table.device),
+        tokens=1,
     )
     for name, extras in (("each row reads it", {}), ("read once", {SHARED_PREFIX: groups})):
         try:

@@ -1,7 +1,9 @@
 """The six GPU workloads, best of some repetitions with the spread, beside the floor of the machine; JSON out.
 
     python benchmarks/gpu_workloads.py --shape llama-8b --output results.json
+    python benchmarks/gpu_workloads.py --shape llama-8b --workloads one-long
     python benchmarks/gpu_workloads.py --shape qwen3-0.6b --workloads single,mixed --profile profile.txt
+    python benchmarks/gpu_workloads.py --shape mamba2-1.3b --workloads single,mixed,prefill
 
 Random weights, prompts as token ids, no detokenising, end-of-sequence ignored. One engine serves all workloads. The
 floor is the sum over the steps of an ideal schedule of max(bytes / bandwidth, operations / rate), with the rates given
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from typing import Any
 
 STARTED = time.perf_counter()
 
-from octavo.cli.bench.measure import Throughput  # noqa: E402
+from octavo.cli.bench.measure import Throughput, graph_totals  # noqa: E402
 from octavo.cli.bench.workloads import SHAPES, Workload, make_workload  # noqa: E402
 from octavo.engine.frontend import open_frontend  # noqa: E402
 
@@ -34,20 +37,50 @@ class Rates:
     attention_per_second: float  # operations of prefill attention
 
 
-def floor_seconds(shape: dict[str, Any], workload: Workload, rates: Rates, budget: int = 8192) -> float:
-    """All requests at once; each step gives every decoding row its token and the rest of the budget to prompts."""
-    hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
+@dataclass(frozen=True)
+class Costs:
+    """What a layer costs."""
+
+    weights: int
+    kv_bytes: int = 0  # of a token of context
+    state_bytes: int = 0  # of a row: read and written in every step that the row is in
+    attention: float = 0.0  # operations of a query token for each token that it sees
+    recurrence: float = 0.0  # operations of a token: its part in the state, and the state's in the output
+
+
+def costs_of(shape: dict[str, Any], state_dtype: str) -> Costs:
+    hidden = shape["hidden_size"]
+    if "state_size" in shape:
+        inner = shape["num_heads"] * shape["head_dim"]
+        convolved = inner + 2 * shape["n_groups"] * shape["state_size"]
+        values = inner * shape["state_size"]
+        return Costs(
+            weights=hidden * (2 * inner + convolved + shape["num_heads"]) + convolved * shape["conv_kernel"],
+            state_bytes=(2 if state_dtype == "bfloat16" else 4) * values + 2 * convolved * (shape["conv_kernel"] - 1),
+            recurrence=4.0 * values,
+        )
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     head = shape.get("head_dim", hidden // heads)
-    layer_weights = hidden * head * (2 * heads + 2 * kv_heads) + 3 * hidden * shape["intermediate_size"]
-    head_weights = hidden * shape["vocab_size"]
-    kv_bytes = 2 * 2 * layers * kv_heads * head  # of a token, bf16
+    return Costs(
+        weights=hidden * head * (2 * heads + 2 * kv_heads) + 3 * hidden * shape["intermediate_size"],
+        kv_bytes=2 * 2 * kv_heads * head,  # bf16
+        attention=4.0 * heads * head,
+    )
+
+
+def floor_seconds(
+    shape: dict[str, Any], workload: Workload, rates: Rates, state_dtype: str = "auto", budget: int = 8192
+) -> float:
+    """All requests at once; each step gives every decoding row its token and the rest of the budget to prompts."""
+    layers, cost = shape["num_hidden_layers"], costs_of(shape, state_dtype)
+    head_weights = shape["hidden_size"] * shape["vocab_size"]
+    kv_bytes = layers * cost.kv_bytes
     waiting = [prompt - (workload.shared if i else 0) for i, (prompt, _) in enumerate(workload.lengths)]
     left = [output for _, output in workload.lengths]
     context = [prompt - need for (prompt, _), need in zip(workload.lengths, waiting, strict=True)]
     seconds = 0.0
     while any(left):
-        tokens, sampled, read, attended = 0, 0, 0.0, 0.0
+        tokens, sampled, rows, read, attended = 0, 0, 0, 0.0, 0.0
         for i in range(len(left)):
             if not left[i]:
                 continue
@@ -55,19 +88,23 @@ def floor_seconds(shape: dict[str, Any], workload: Workload, rates: Rates, budge
                 context[i] += 1
                 tokens, sampled, read = tokens + 1, sampled + 1, read + context[i] * kv_bytes
                 left[i] -= 1
+                rows += 1
         for i in range(len(left)):
             chunk = min(waiting[i], budget - tokens)
             if left[i] and chunk > 0:
-                attended += 4.0 * layers * heads * head * chunk * (context[i] + chunk / 2)
+                attended += layers * cost.attention * chunk * (context[i] + chunk / 2)
                 waiting[i] -= chunk
                 context[i] += chunk
                 tokens += chunk
+                rows += 1
                 if not waiting[i]:
                     sampled, left[i] = sampled + 1, left[i] - 1
         if workload.shared:  # read once for all rows
             read = max(0.0, read - max(0, sampled - 1) * workload.shared * kv_bytes)
-        weights = 2.0 * (layers * layer_weights + head_weights)
-        operations = 2.0 * (layers * layer_weights * tokens + head_weights * sampled)
+        read += 2.0 * rows * layers * cost.state_bytes
+        weights = 2.0 * (layers * cost.weights + head_weights)
+        operations = 2.0 * (layers * cost.weights * tokens + head_weights * sampled)
+        operations += layers * cost.recurrence * tokens
         busy = operations / rates.operations_per_second + attended / rates.attention_per_second
         seconds += max((weights + read) / rates.bytes_per_second, busy)
     return seconds
@@ -80,7 +117,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--profile", type=Path, help="Writes where the time of one more repetition of each goes.")
-    parser.add_argument("--max-model-len", type=int, default=17_408)
+    parser.add_argument("--max-model-len", type=int, help="Default: 17,408, or what the longest request needs.")
     parser.add_argument("--options", default="{}", help="JSON: more engine options.")
     parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes a second")
     parser.add_argument("--matrix-rate", type=float, default=790e12, help="operations a second")
@@ -89,10 +126,13 @@ def main() -> None:
     rates = Rates(args.bandwidth, args.matrix_rate, args.attention_rate)
     shape = SHAPES[args.shape]
     imported = time.perf_counter()
-    frontend = open_frontend(
-        shape, {"load_format": "dummy", "max_model_len": args.max_model_len, **json.loads(args.options)}
-    )
+    names = args.workloads.split(",")
+    longest = max(make_workload(name).longest for name in names)
+    max_model_len = args.max_model_len or max(17_408, -(-longest // 1024) * 1024)
+    options = {"load_format": "dummy", "max_model_len": max_model_len, **json.loads(args.options)}
+    frontend = open_frontend(shape, options)
     loaded = time.perf_counter()
+    worker = frontend.client.core.executor.worker  # type: ignore[attr-defined]
     report: dict[str, Any] = {"shape": args.shape, "device": device_name(), "workloads": {}}
     try:
         first = Throughput(frontend, make_workload("single"))
@@ -102,13 +142,14 @@ def main() -> None:
             "load": round(loaded - imported, 2),
             "first tokens": round(time.perf_counter() - loaded, 2),
             "in all": round(time.perf_counter() - STARTED, 2),
+            "phases": {name: round(s, 2) for name, s in worker.phases.seconds.items()},
         }
         tell(f"{report['device']}: start {report['start_seconds']}")
-        for name in args.workloads.split(","):
+        for name in names:
             run = Throughput(frontend, make_workload(name))
             for repetition in range(args.repetitions):
                 run.repeat(repetition)
-            floor = floor_seconds(shape, run.workload, rates)
+            floor = floor_seconds(shape, run.workload, rates, options.get("mamba_ssm_cache_dtype", "auto"))
             result = {
                 **run.report(),
                 "floor_seconds": round(floor, 3),
@@ -126,9 +167,15 @@ def main() -> None:
                 args.output.write_text(json.dumps(report, indent=2) + "\n")
             if args.profile is not None:
                 profile(run, args.profile, args.repetitions)
+        report["graphs"] = graph_totals(frontend)
+        tell(f"graphs: {report['graphs']}")
+        if args.output is not None:
+            args.output.write_text(json.dumps(report, indent=2) + "\n")
     finally:
         frontend.client.shutdown()
-    print(json.dumps(report, indent=2))
+    print(json.dumps(report, indent=2), flush=True)
+    if args.profile is not None:
+        os._exit(0)  # the profiler's library still has buffers, which it may free twice in an orderly end
 
 
 def profile(run: Throughput, path: Path, repetition: int) -> None:

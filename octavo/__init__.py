@@ -10,22 +10,44 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "RequestOutput", "SamplingParams", "StructuredOutputsParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "BatchUpdate",
+    "BeamSearchParams",
+    "LogitsProcessor",
+    "MoveDirectionality",
+    "ProcessorCall",
+    "RepetitionDetection",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "Thinking",
+    "__version__",
+]
 
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncEngine": "octavo.engine.async_engine",
+    "BatchUpdate": "octavo.sampling.processors",
+    "LogitsProcessor": "octavo.sampling.processors",
+    "MoveDirectionality": "octavo.sampling.processors",
+    "ProcessorCall": "octavo.core.params",
     "RequestOutput": "octavo.core.outputs",
+    "BeamSearchParams": "octavo.core.params",
+    "RepetitionDetection": "octavo.core.params",
     "SamplingParams": "octavo.core.params",
     "StructuredOutputsParams": "octavo.core.structured",
+    "Thinking": "octavo.core.structured",
 }
 
 if TYPE_CHECKING:
     from octavo.core.outputs import RequestOutput
-    from octavo.core.params import SamplingParams
-    from octavo.core.structured import StructuredOutputsParams
+    from octavo.core.params import BeamSearchParams, ProcessorCall, RepetitionDetection, SamplingParams
+    from octavo.core.structured import StructuredOutputsParams, Thinking
     from octavo.engine.async_engine import AsyncEngine
     from octavo.llm import LLM
+    from octavo.sampling.processors import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 
 def __getattr__(name: str) -> Any:

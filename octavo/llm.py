@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from octavo.core.messages import StepStats
-from octavo.core.outputs import RequestOutput
-from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.outputs import BeamSearchOutput, BeamSearchSequence, RequestOutput
+from octavo.core.params import BeamSearchParams, RequestOutputKind, SamplingParams
 from octavo.engine.frontend import Frontend, open_frontend
 from octavo.engine.inputs import (
     Message,
@@ -97,6 +97,27 @@ class LLM:
             settings["chat_template"] = chat_template
         prompts = [self.frontend.inputs.render(one, **settings) for one in split_conversations(messages)]
         return self._run(prompts, sampling_params, priority, use_tqdm, add_special_tokens=False)
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The likeliest outputs of each prompt, best first. Raises InvalidRequest."""
+        listed = split_prompts(prompts)
+        outputs = self._run(listed, params.as_sampling_params(), None, use_tqdm, add_special_tokens=True)
+        return [self._beams(output) for output in outputs]
+
+    def _beams(self, output: RequestOutput) -> BeamSearchOutput:
+        tokenizer = self.frontend.tokenizer
+        sequences = []
+        for one in output.outputs:
+            tokens = output.prompt_token_ids + one.token_ids
+            text = None if tokenizer is None else tokenizer.decode(tokens)
+            sequences.append(
+                BeamSearchSequence(
+                    tokens, one.cumulative_logprob or 0.0, text, one.logprobs, one.finish_reason, one.stop_reason
+                )
+            )
+        return BeamSearchOutput(sequences)
 
     def get_tokenizer(self) -> Tokenizer:
         return self.frontend.require_tokenizer()

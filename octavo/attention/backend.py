@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+SHARED_PREFIX = "shared_prefix"  # in a step's extras: an `ops.attention.PrefixGroups`, where there are such rows
+
 
 @dataclass(frozen=True)
 class AttentionQuery:
@@ -80,7 +82,11 @@ class GroupBackend(Protocol):
     """What serves the layers of a cache group, of whatever kind: it sees each step once, before them."""
 
     name: str
-    is_capturable: bool  # reads of a step only its tensors, which may be padded; else the host's lists, exact ones
+    reads_shared_prefix: bool  # makes use of SHARED_PREFIX
+
+    @property
+    def is_capturable(self) -> bool:
+        """Reads of a step only its tensors, which may be padded; else the host's lists, exact ones."""
 
     def plan(self, step: StepContext, group: int) -> Any:
         """Whatever the kernels need of this step, made once for all layers of a group."""
@@ -94,6 +100,9 @@ class AttentionBackend(GroupBackend, Protocol):
 
     def why_not(self, query: AttentionQuery) -> str | None:
         """None if this backend can serve `query`, else the reason."""
+
+    def prepare(self) -> None:
+        """It will be used: what takes long to load may begin, on another thread."""
 
     def forward(
         self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall

@@ -6,6 +6,9 @@ twice, to the same result. Steps put rows of one token first, so these are outsi
 
     rows           1 token, 1 token, 1 token, 70 tokens, 3 tokens, 50 tokens, padding
     given                                     3:73       73:76     76:126     126:126 ...   (cumulative lengths)
+
+For more than MOST_ROWS rows it has other kernels, each compiled for seconds. In such steps rows are short, and octavo's
+kernel for rows of many tokens takes them.
 """
 
 from __future__ import annotations
@@ -14,17 +17,19 @@ from dataclasses import dataclass
 
 import torch
 
+from octavo.attention import flash_import
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 from octavo.attention.triton_paged import PagedPlan, TritonPaged
-from octavo.config.env import keep_compiled_kernels
+from octavo.ops import ahead
 from octavo.ops.triton.attention_rows import LongRows, gather_long_rows
 
-keep_compiled_kernels()
-from flash_attn.cute import flash_attn_varlen_func  # type: ignore[import-not-found] # noqa: E402
+if reason := flash_import.why_absent():
+    raise ImportError(reason)
 
 DTYPES = ("bfloat16", "float16")
 CAPABILITIES = (9, 10)  # the major number
 MAX_HEAD_DIM = 256
+MOST_ROWS = 256
 
 
 @dataclass(slots=True)
@@ -34,6 +39,13 @@ class FlashPlan(PagedPlan):
 
 class FlashTriton(TritonPaged):
     name = "flash_triton"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._flash = flash_import.FlashImport()
+
+    def prepare(self) -> None:
+        self._flash.start()
 
     def why_not(self, query: AttentionQuery) -> str | None:
         if query.dtype not in DTYPES:
@@ -54,7 +66,7 @@ class FlashTriton(TritonPaged):
     def plan(self, step: StepContext, group: int) -> FlashPlan:
         plan = super().plan(step, group)
         long_rows = None
-        if plan.bounds.prefill_rows:
+        if 0 < plan.bounds.prefill_rows <= MOST_ROWS:
             long_rows = gather_long_rows(
                 step.query_start, step.seq_lens, step.groups[group].block_table, plan.bounds, self.workspace, group
             )
@@ -65,19 +77,37 @@ class FlashTriton(TritonPaged):
     ) -> torch.Tensor:
         plan: FlashPlan = step.groups[group].plan
         if plan.long_rows is None:
+            return super().forward(q_TNH, cache, step, group, call)
+        key = (q_TNH.dtype, call.head_dim, call.num_heads // call.num_kv_heads, call.window is None, call.soft_cap)
+        if ahead.is_rehearsing():
+            ahead.compile_beside(("flash", key), self._attend, q_TNH, cache, plan.long_rows, call)
             out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
         else:
-            out, *_ = flash_attn_varlen_func(
-                q_TNH,
-                cache[:, 0],
-                cache[:, 1],
-                cu_seqlens_q=plan.long_rows.query_start,
-                seqused_k=plan.long_rows.seq_lens,
-                page_table=plan.long_rows.block_table,
-                softmax_scale=call.scale,
-                causal=True,
-                window_size=(None, None) if call.window is None else (call.window - 1, 0),
-                softcap=call.soft_cap or 0.0,
-            )
+            ahead.wait_for(("flash", key))
+            found = self._attend(q_TNH, cache, plan.long_rows, call)
+            if found is None:
+                return super().forward(q_TNH, cache, step, group, call)
+            out = found
         self.decode(q_TNH, cache, step, group, call, out)
+        return out
+
+    def _attend(
+        self, q_TNH: torch.Tensor, cache: torch.Tensor, long_rows: LongRows, call: AttentionCall
+    ) -> torch.Tensor | None:
+        """None where FlashAttention-4 cannot be imported after all."""
+        flash_attn_varlen_func = self._flash.function()
+        if flash_attn_varlen_func is None:
+            return None
+        out, *_ = flash_attn_varlen_func(
+            q_TNH,
+            cache[:, 0],
+            cache[:, 1],
+            cu_seqlens_q=long_rows.query_start,
+            seqused_k=long_rows.seq_lens,
+            page_table=long_rows.block_table,
+            softmax_scale=call.scale,
+            causal=True,
+            window_size=(None, None) if call.window is None else (call.window - 1, 0),
+            softcap=call.soft_cap or 0.0,
+        )
         return out

@@ -17,6 +17,8 @@ _known: dict[str, str] = {
     "torch_sdpa": "octavo.attention.torch_sdpa:TorchSdpa",
     "triton_paged": "octavo.attention.triton_paged:TritonPaged",
     "flash_triton": "octavo.attention.flash_triton:FlashTriton",
+    "fixed_split": "octavo.attention.fixed_split:FixedSplit",
+    "triton_fixed_split": "octavo.attention.triton_fixed_split:TritonFixedSplit",
 }
 
 
@@ -51,6 +53,11 @@ class AttentionSelector:
         if query not in self.choices:
             self.choices[query] = self._choose(query)
         return self.choices[query].backend
+
+    def prepare(self) -> None:
+        """Has the chosen backends begin to load what they need."""
+        for backend in {id(choice.backend): choice.backend for choice in self.choices.values()}.values():
+            backend.prepare()
 
     def explain(self) -> Iterator[tuple[str, str]]:
         """For each kind of layer that asked: its backend, and why that one."""

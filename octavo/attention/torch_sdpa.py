@@ -22,6 +22,7 @@ from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 
 FLOATS = ("float32", "bfloat16", "float16")
 SLICE = 256  # queries at a time, which bounds masks and scores
+MASK_ALIGNMENT = 16  # elements: GPUs read masks in aligned runs
 BUCKET_TOKENS = 1024  # padding that costs about as much as one more bucket's calls
 
 
@@ -56,6 +57,7 @@ class SdpaPlan:
 class TorchSdpa:
     name = "torch_sdpa"
     is_capturable = False
+    reads_shared_prefix = False
 
     def __init__(self) -> None:
         self._stairs: dict[tuple[int | None, torch.dtype, torch.device], torch.Tensor] = {}
@@ -71,6 +73,9 @@ class TorchSdpa:
 
     def plan(self, step: StepContext, group: int) -> SdpaPlan:
         return SdpaPlan()
+
+    def prepare(self) -> None:
+        """Nothing to load."""
 
     def graph_key(self, step: StepContext) -> Hashable:
         return None
@@ -144,7 +149,11 @@ class TorchSdpa:
             stairs = torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, float("-inf"))
             self._stairs[key] = stairs
         left = stairs.shape[1] - SLICE - first
-        return stairs[:num_queries, left : left + num_keys]
+        mask = stairs[:num_queries, left : left + num_keys]
+        if left % MASK_ALIGNMENT == 0:
+            return mask
+        aligned = mask.new_empty(num_queries, num_keys + -num_keys % MASK_ALIGNMENT)[:, :num_keys]
+        return aligned.copy_(mask)
 
 
 def _decode(

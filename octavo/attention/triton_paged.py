@@ -5,9 +5,9 @@ Everything about a step's lengths is read from device memory, so a captured grap
     graph_key   (1, 0)   every row has one query token            (a decode step)
                 (4, 8)   rows of many tokens lie within 8 rows    (a mixed step; others up to 32, 128, ...)
 
-Rows may share leading blocks: `step.extras["shared_prefix"]`, an `ops.triton.attention_prefix.PrefixGroups`. Its keys
-and values are then read once for all rows of a group, in layers without a window. Captured graphs take the tensors of
-the step they were captured with, so these have to stay where they are too.
+Rows may share leading blocks: `step.extras[SHARED_PREFIX]`, an `ops.attention.PrefixGroups`. Its keys and values are
+then read once for all rows of a group, in layers without a window. Captured graphs take the tensors of the step they
+were captured with, so these have to stay where they are too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
+from octavo.attention.backend import SHARED_PREFIX, AttentionCall, AttentionQuery, StepContext
+from octavo.ops.attention import PrefixGroups
 from octavo.ops.triton.attention_decode import decode_attention
 from octavo.ops.triton.attention_prefill import prefill_attention
-from octavo.ops.triton.attention_prefix import PrefixGroups, PrefixWork, list_prefixes, prefix_attention
+from octavo.ops.triton.attention_prefix import PrefixWork, list_prefixes, prefix_attention
 from octavo.ops.triton.attention_work import (
     DECODE_TOKENS,
     Bounds,
@@ -37,7 +38,6 @@ from octavo.ops.triton.attention_work import (
 
 FLOATS = ("float32", "bfloat16", "float16")
 MAX_HEAD_DIM = 256
-SHARED_PREFIX = "shared_prefix"  # the key in a step's extras
 
 
 @dataclass(slots=True)
@@ -49,9 +49,24 @@ class PagedPlan:
     work: dict[Hashable, tuple[Work, PrefixWork | None]] = field(default_factory=dict)
 
 
+def why_not_triton(query: AttentionQuery) -> str | None:
+    """What no Triton kernel here can serve."""
+    for what, dtype in (("dtype", query.dtype), ("cache dtype", query.cache_dtype)):
+        if dtype not in FLOATS:
+            return f"{what} {dtype} is not one of {', '.join(FLOATS)}"
+    if query.head_dim > MAX_HEAD_DIM:
+        return f"head_dim {query.head_dim} is over {MAX_HEAD_DIM}"
+    if query.num_heads % query.num_kv_heads:
+        return f"{query.num_heads} heads are no multiple of {query.num_kv_heads}"
+    if query.dtype == "bfloat16" and query.capability is not None and query.capability < (8, 0):
+        return f"compute capability {_dotted(query.capability)} is under 8.0, which bfloat16 needs"
+    return None
+
+
 class TritonPaged:
     name = "triton_paged"
     is_capturable = True
+    reads_shared_prefix = True
     decode_tokens = DECODE_TOKENS  # rows of more query tokens are prefill rows; drafts may ask for more
 
     def __init__(self) -> None:
@@ -60,16 +75,10 @@ class TritonPaged:
         self._bounds: tuple[list[int], Bounds] | None = None
 
     def why_not(self, query: AttentionQuery) -> str | None:
-        for what, dtype in (("dtype", query.dtype), ("cache dtype", query.cache_dtype)):
-            if dtype not in FLOATS:
-                return f"{what} {dtype} is not one of {', '.join(FLOATS)}"
-        if query.head_dim > MAX_HEAD_DIM:
-            return f"head_dim {query.head_dim} is over {MAX_HEAD_DIM}"
-        if query.num_heads % query.num_kv_heads:
-            return f"{query.num_heads} heads are no multiple of {query.num_kv_heads}"
-        if query.dtype == "bfloat16" and query.capability is not None and query.capability < (8, 0):
-            return f"compute capability {_dotted(query.capability)} is under 8.0, which bfloat16 needs"
-        return None
+        return why_not_triton(query)
+
+    def prepare(self) -> None:
+        """Nothing to load."""
 
     def graph_key(self, step: StepContext) -> Hashable:
         bounds = self.bounds(step)

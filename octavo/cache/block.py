@@ -51,53 +51,51 @@ class Slab:
 
 
 class FreeList:
-    """Doubly linked through the blocks themselves: O(1) at both ends and in the middle. The front is reused first."""
+    """Doubly linked through the blocks themselves: O(1) at both ends and in the middle. `first` is reused first."""
+
+    __slots__ = ("_length", "first", "last")
 
     def __init__(self) -> None:
-        self._head: Block | None = None
-        self._tail: Block | None = None
+        self.first: Block | None = None
+        self.last: Block | None = None
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Block]:
-        block = self._head
+        block = self.first
         while block is not None:
             following = block.next
             yield block
             block = following
 
-    @property
-    def first(self) -> Block | None:
-        return self._head
-
     def append(self, block: Block) -> None:
-        block.prev, block.next = self._tail, None
-        if self._tail is None:
-            self._head = block
+        block.prev, block.next = self.last, None
+        if self.last is None:
+            self.first = block
         else:
-            self._tail.next = block
-        self._tail = block
+            self.last.next = block
+        self.last = block
         self._length += 1
 
     def prepend(self, block: Block) -> None:
-        block.prev, block.next = None, self._head
-        if self._head is None:
-            self._tail = block
+        block.prev, block.next = None, self.first
+        if self.first is None:
+            self.last = block
         else:
-            self._head.prev = block
-        self._head = block
+            self.first.prev = block
+        self.first = block
         self._length += 1
 
     def remove(self, block: Block) -> None:
         if block.prev is None:
-            assert self._head is block, "block is not in this list"
-            self._head = block.next
+            assert self.first is block, "block is not in this list"
+            self.first = block.next
         else:
             block.prev.next = block.next
         if block.next is None:
-            self._tail = block.prev
+            self.last = block.prev
         else:
             block.next.prev = block.prev
         block.prev = block.next = None
@@ -119,7 +117,10 @@ class FreeBlocks:
 
     @property
     def first(self) -> Block | None:
-        return next((blocks.first for blocks in self.ranks if blocks.first), None)
+        for blocks in self.ranks:
+            if blocks.first is not None:
+                return blocks.first
+        return None
 
     def remove(self, block: Block) -> None:
         self.ranks[block.rank].remove(block)

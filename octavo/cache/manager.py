@@ -10,10 +10,13 @@ from octavo.cache.groups import CacheGroup
 from octavo.cache.lives import BlockLives
 from octavo.cache.pool import BlockPool
 from octavo.cache.prefix import BlockHasher, PrefixIndex
-from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepLatest
+from octavo.cache.promises import Promises
+from octavo.cache.prompt_notes import PromptNotes, claim_of, serves
+from octavo.cache.retention import ANSWER, BRANCH, PROMPT, KeepAll, KeepLatest
 from octavo.cache.reuse import ReuseHistory
 from octavo.cache.tables import PagedTable, StateTable
 from octavo.core.messages import BlockLife
+from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
 from octavo.core.step import BlockIds
 
@@ -38,18 +41,13 @@ class Held:
     tables: list[PagedTable | StateTable]
     num_registered: int = 0  # leading blocks that were offered to the index
     claims: list[bytes] = field(default_factory=list)
+    num_claimed: int = 0  # leading blocks among which the claims are
     keep: dict[int, str] = field(default_factory=dict)  # block borders whose state is kept, and why
     resumed_at: int = 0  # the block border up to which it found its beginning
     follows: str = ""  # ANSWER or PROMPT: what ends there, if the request is the first to go on from it
     rank: int = KEPT  # of what it leaves in the cache
-
-
-@dataclass(slots=True)
-class Promise:
-    """Blocks that a prompt will hold at its peak, and how many of them it does not hold yet, by group."""
-
-    peaks: list[int]
-    left: list[int]
+    scores: PromptScores | None = None  # the request's
+    score_claims: list[bytes] = field(default_factory=list)
 
 
 class CacheManager:
@@ -80,25 +78,27 @@ class CacheManager:
         hash_algorithm: str = "sha256",
         watermark: float = 0.0,
         lives: BlockLives | None = None,
+        annotation_bytes: int = 1 << 26,
     ) -> None:
         self.groups = tuple(groups)
         self.block_size = groups[0].tokens
         assert all(group.tokens == self.block_size for group in groups)
         self.enable_prefix_caching = enable_prefix_caching
         self.max_chunk = max_chunk
-        self.index = PrefixIndex(len(groups))
+        self.index = PrefixIndex(len(groups), annotation_bytes)
+        self._notes = PromptNotes(self.index, self.groups, self.block_size)
         self.reuse = ReuseHistory()
         self.pool = BlockPool(num_slabs, blocks_per_slab, self._evicted)
         self.pool.lives = self._lives = lives
         self._hasher = BlockHasher(self.block_size, hash_algorithm)
         self._reserve_slabs = watermark * self.pool.num_slabs
         self._states = [g for g, group in enumerate(groups) if isinstance(group.retention, KeepLatest)]
+        self._whole = next((g for g, group in enumerate(groups) if isinstance(group.retention, KeepAll)), None)
         self._trimming = [  # groups that let go of blocks while a request runs
             g for g, group in enumerate(groups) if group.retention.first_live_block(1 << 40, self.block_size)
         ]
         self._held: dict[str, Held] = {}
-        self._promised: dict[str, Promise] = {}  # to admitted prompts that are not yet computed
-        self._still_promised = [0] * len(groups)  # the sum of what is left of them, by group
+        self._promises = Promises(len(groups))
         self._registered: dict[int, list[Block]] = {}  # by step, until the step's result is there
         self._planned_step = -1
         self._copies: list[tuple[int, int, int]] = []
@@ -146,14 +146,32 @@ class CacheManager:
         Where states must be kept to be found, the other is asked to keep the one at the last border they share.
         """
         last = self._max_hit_blocks(request) if self._may_read(request) else 0
+        scores, lacking = request.scores, last
+        if scores is not None and num_blocks < last:
+            self._notes.gather(request, scores)
+            lacking = last if scores.is_planned else scores.frontier // self.block_size
         if not self._states:
+            if scores is not None and lacking <= num_blocks < last:
+                return self._scorer(request, scores, lacking) is not None
             return num_blocks < last and self._other_owner(request, num_blocks) is not None
         for block_idx in range(last - 1, num_blocks - 1, -1):
             owner = self._other_owner(request, block_idx)
-            if owner is not None:
+            if owner is not None and (
+                scores is None or block_idx < lacking or serves(self._held[owner].scores, scores)
+            ):
                 self._held[owner].keep.setdefault(block_idx + 1, BRANCH)
                 return True
-        return False
+        if scores is None or lacking >= last:
+            return False
+        owner = self._scorer(request, scores, lacking)  # on its way: whether that is to be found, it decides itself
+        return owner is not None and lacking < self._held[owner].num_registered
+
+    def _scorer(self, request: Request, scores: PromptScores, block_idx: int) -> str | None:
+        """Who else is about to leave what this request lacks of a block's log-probabilities."""
+        owner = self.index.owner(claim_of(scores, request.block_hashes[block_idx])) if scores.is_shared else None
+        if owner is None or owner == request.request_id or not serves(self._held[owner].scores, scores):
+            return None
+        return owner
 
     def waits_for_other(self, request: Request) -> bool:
         """Would the next chunk of this running request be work that another is doing?"""
@@ -180,7 +198,9 @@ class CacheManager:
         return inside == 0 and held is not None and border in held.keep
 
     def _may_read(self, request: Request) -> bool:
-        return self.enable_prefix_caching and not request.skip_cache_reads
+        return (
+            self.enable_prefix_caching and not request.skip_cache_reads and not request.params.skip_reading_prefix_cache
+        )
 
     def _max_hit_blocks(self, request: Request) -> int:
         """A hit leaves at least one token to compute, for its logits."""
@@ -201,6 +221,10 @@ class CacheManager:
 
     def _longest_hit(self, request: Request) -> int:
         length = self._max_hit_blocks(request)
+        if (scores := request.scores) is not None:
+            self._notes.gather(request, scores)
+            if not scores.is_planned:  # what is not computed has no log-probabilities
+                length = min(length, scores.frontier // self.block_size)
         hashes, find = request.block_hashes, self.index.find
         agreed = 0  # groups in a row that left the length as it was
         while length and agreed < len(self.groups):
@@ -238,7 +262,7 @@ class CacheManager:
         """Would `admit` succeed? Changes nothing."""
         demand = self._demand(num_new)
         if whole_prompt:
-            peaks, others = self._peak_blocks(request.num_tokens), self._still_promised
+            peaks, others = self._peak_blocks(request.num_tokens), self._promises.total
             live = [sum(1 for block in blocks if block.block_id) for blocks in hit.blocks]
             demand = [max(d, p - n) + o for d, p, n, o in zip(demand, peaks, live, others, strict=True)]
         return self.pool.fits(demand, hit.found(), self._reserve_slabs if self._held else 0)
@@ -268,12 +292,12 @@ class CacheManager:
                 table.extend(found + new)
             tables.append(table)
         held = self._held[request.request_id] = Held(
-            tables, hit.num_blocks, resumed_at=hit.num_blocks, follows=follows, rank=rank
+            tables, hit.num_blocks, resumed_at=hit.num_blocks, follows=follows, rank=rank, scores=request.scores
         )
         if self._candidate[0] == request.request_id:
             held.keep = self._candidate[2]
             self.index.note(request.block_hashes[: self._max_hit_blocks(request)])
-        self._promise(request)
+        self._promises.make(request.request_id, self._peak_blocks(request.num_tokens), tables)
         request.num_computed_tokens = hit.num_blocks * self.block_size
         self._claim(request)
         return True
@@ -312,26 +336,6 @@ class CacheManager:
             self._copies.append((group, found[-1].block_id, table.state.block_id))
             self.pool.release(found[-1:])
 
-    def _promise(self, request: Request) -> None:
-        self._promised[request.request_id] = Promise(self._peak_blocks(request.num_tokens), [0] * len(self.groups))
-        self._note_held(request.request_id)
-
-    def _note_held(self, request_id: str) -> None:
-        """The blocks of this request changed: so does what is left of its promise, if it has one."""
-        promise = self._promised.get(request_id)
-        if promise is not None:
-            for group, table in enumerate(self._held[request_id].tables):
-                left = max(0, promise.peaks[group] - table.live)
-                self._still_promised[group] += left - promise.left[group]
-                promise.left[group] = left
-
-    def _keep_promise(self, request_id: str) -> None:
-        """It has what it was promised, or needs it no more."""
-        promise = self._promised.pop(request_id, None)
-        if promise is not None:
-            for group, left in enumerate(promise.left):
-                self._still_promised[group] -= left
-
     def reserve(self, request: Request, num_new: int) -> BlockIds | None:
         """Blocks for `num_new` more tokens of a running request: the ids appended to its tables, or None, with no
         side effect, if they do not fit."""
@@ -342,7 +346,7 @@ class CacheManager:
             return None
         taken = self.pool.take(demand)
         ids = tuple([table.extend(blocks) for table, blocks in zip(held.tables, taken, strict=True)])
-        self._note_held(request.request_id)
+        self._promises.count(request.request_id, held.tables)
         if self._states and request.num_computed_tokens % self.block_size == 0:
             self._keep_state(request, held)  # the step about to be planned overwrites it
         return ids
@@ -350,15 +354,18 @@ class CacheManager:
     def enter_next_blocks(self, requests: Sequence[Request], step_id: int) -> list[BlockIds]:
         """`trim`, `reserve` and `register` for decoding rows whose planned token is the first of a new block: the id of
         that block in each group. The caller has asked `has_plenty`, and has counted the token as computed."""
-        for request in requests:
-            self.trim(request)
+        if self._trimming:
+            for request in requests:
+                self.trim(request)
         taken = self.pool.take([len(requests)] * len(self.groups))
-        ids: list[BlockIds] = []
+        registered = self._registered[step_id]
         for request, *blocks in zip(requests, *taken, strict=True):
-            tables = self._held[request.request_id].tables
-            ids.append(tuple([table.extend([block]) for table, block in zip(tables, blocks, strict=True)]))
-            self.register(request, step_id)
-        return ids
+            held = self._held[request.request_id]
+            for table, block in zip(held.tables, blocks, strict=True):
+                assert isinstance(table, PagedTable)  # where there are states, there is never plenty
+                table.append(block)
+            self._register(request, held, registered)
+        return list(zip(*([[block.block_id] for block in blocks] for blocks in taken), strict=True))
 
     def catch_up(self, request: Request) -> tuple[int, BlockIds]:
         """Blocks that others have computed since this prompt's last chunk: tokens gained, ids appended."""
@@ -385,7 +392,7 @@ class CacheManager:
                 ids.append([])
             else:
                 ids.append(table.extend(gained))
-        self._note_held(request.request_id)
+        self._promises.count(request.request_id, held.tables)
         held.num_registered = max(held.num_registered, hit.num_blocks)
         held.resumed_at = hit.num_blocks
         gained_tokens = hit.num_blocks * self.block_size - request.num_computed_tokens
@@ -396,9 +403,14 @@ class CacheManager:
     def _claim(self, request: Request) -> None:
         if self._may_read(request):
             held = self._held[request.request_id]
-            missing = request.block_hashes[held.num_registered : self._max_hit_blocks(request)]
+            held.num_claimed = self._max_hit_blocks(request)
+            missing = request.block_hashes[held.num_registered : held.num_claimed]
             self.index.disclaim(held.claims, request.request_id)
             held.claims = self.index.claim(missing, request.request_id)
+            if request.scores is not None:
+                self.index.disclaim(held.score_claims, request.request_id)
+                claims = self._notes.claims(request, self._max_hit_blocks(request))
+                held.score_claims = self.index.claim(claims, request.request_id)
 
     def trim(self, request: Request) -> None:
         """Frees what the request's next token can no longer see."""
@@ -408,33 +420,46 @@ class CacheManager:
                 table = held.tables[group]
                 assert isinstance(table, PagedTable)
                 self.pool.release(table.trim(request.num_computed_tokens), held.rank)
-            self._note_held(request.request_id)
+            self._promises.count(request.request_id, held.tables)
 
     def register(self, request: Request, step_id: int) -> None:
         """Lets others find the full blocks of known tokens that are computed once step `step_id` has run."""
-        known = len(request.token_ids)
-        computed = min(request.num_computed_tokens, known)
-        if computed == known and self._promised:
-            self._keep_promise(request.request_id)
-        held = self._held[request.request_id]
-        full = computed // self.block_size
+        self._register(request, self._held[request.request_id], self._registered.get(step_id, []))
+
+    def _register(self, request: Request, held: Held, registered: list[Block]) -> None:
+        """Adds the blocks to `registered`."""
+        computed, known = request.num_computed_tokens, len(request.token_ids)
+        if computed >= known and self._promises.of:
+            self._promises.keep(request.request_id)
+        full = min(computed, known) // self.block_size
         if full <= held.num_registered or not self.enable_prefix_caching:
             return
         self._hasher.extend(request)
-        registered: list[Block] = []
+        hashes, insert = request.block_hashes, self.index.insert
         for i in range(held.num_registered, full):
-            block_hash = request.block_hashes[i]
             for table in held.tables:
                 if isinstance(table, PagedTable):
                     block = table.blocks[i]
-                    if block.block_id and block.hash is None and self.index.insert(block, block_hash):
+                    if block.block_id and block.hash is None and insert(block, hashes[i]):
                         registered.append(block)
-        if held.claims:  # what waits for a state waits until that is kept
+        if held.num_registered < held.num_claimed:  # what waits for a state waits until that is kept
             done = range(held.num_registered, full)
-            hashes = [request.block_hashes[i] for i in done if i + 1 not in held.keep]
-            self.index.disclaim(hashes, request.request_id)
+            self.index.disclaim([hashes[i] for i in done if i + 1 not in held.keep], request.request_id)
         held.num_registered = full
-        self._note_registered(step_id, registered)
+
+    def note_scores(self, request: Request, scores: PromptScores) -> None:
+        """Log-probabilities of this prompt have come: others may have them too."""
+        if not self.enable_prefix_caching:
+            return
+        noted = scores.num_noted
+        self._notes.leave(request, scores)
+        held = self._held[request.request_id]
+        if held.score_claims:
+            settled = held.score_claims
+            if scores.known < scores.end:
+                hashes = request.block_hashes[noted // self.block_size : scores.num_noted // self.block_size]
+                settled = [claim_of(scores, block_hash) for block_hash in hashes]
+            self.index.disclaim(settled, request.request_id)
 
     def _note_registered(self, step_id: int, blocks: list[Block]) -> None:
         if step_id in self._registered:
@@ -596,14 +621,23 @@ class CacheManager:
         if self._states and is_sound and self.enable_prefix_caching:
             self._leave_states(request, held)
             self.index.note(request.block_hashes[: request.num_computed_tokens // self.block_size])
-        self._keep_promise(request.request_id)
-        self.index.disclaim(held.claims, request.request_id)
+        self._promises.keep(request.request_id)
+        self.index.disclaim(held.claims + held.score_claims, request.request_id)
         for table in held.tables:
             is_useless = isinstance(table, StateTable) and held.follows == PROMPT  # where clients drop the answer
             self.pool.release(table.held(), SUPERSEDED if is_useless else held.rank)
 
     def block_ids(self, request: Request) -> BlockIds:
         return tuple([table.ids() for table in self._held[request.request_id].tables])
+
+    def leading_blocks(self, request: Request) -> list[int]:
+        """The full blocks that this running request has computed, in the group that keeps every token, if there is
+        one. They stay its own until it is released."""
+        if self._whole is None:
+            return []
+        return (
+            self._held[request.request_id].tables[self._whole].ids()[: request.num_computed_tokens // self.block_size]
+        )
 
     def reset(self) -> bool:
         """Forgets all cached contents; False while any request holds blocks."""

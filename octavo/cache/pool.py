@@ -25,18 +25,19 @@ class BlockPool:
         assert num_slabs >= 1 and all(count >= 1 for count in blocks_per_slab)
         self.blocks_per_slab = tuple(blocks_per_slab)
         self.num_slabs = num_slabs - 1
+        self._is_shared = len(self.blocks_per_slab) > 1  # idle slabs can go from group to group
         self._on_evict = on_evict
         self.lives: BlockLives | None = None  # hears of blocks that are taken and touched
         self._slabs = [Slab(slab_id) for slab_id in range(num_slabs)]
         self._free = [FreeBlocks() for _ in blocks_per_slab]
         self._unowned: list[Slab] = self._slabs[:0:-1]  # a stack; the lowest comes first
-        # by owner: idle slabs that hold cached blocks, oldest first
+        # by owner, where memory is shared: idle slabs that hold cached blocks, oldest first
         self._idle_owned: list[OrderedDict[int, Slab]] = [OrderedDict() for _ in blocks_per_slab]
         self._num_spare = [0] * len(self.blocks_per_slab)
         self.num_idle_slabs = num_slabs - 1
         self._clock = 0
         self.null_blocks = tuple(Block(0, group, self._slabs[0]) for group in range(len(self.blocks_per_slab)))
-        if len(self.blocks_per_slab) == 1:  # one group owns everything, once and for all
+        if not self._is_shared:  # one group owns everything, once and for all
             while self._unowned:
                 self._cut(self._unowned.pop(), 0)
 
@@ -81,21 +82,25 @@ class BlockPool:
         """`demand[g]` blocks of each group, each with one reference and no hash. The caller has asked `fits`."""
         left = list(demand)
         taken: list[list[Block]] = [[] for _ in demand]
-        for group in range(len(left)):
+        for group, blocks in enumerate(taken):
             while left[group]:
                 block = self._choose(group, left)
-                self._evict(block)
-                self._reference(block)
+                if block.hash is not None:
+                    self._evict(block)
+                self._wake(block)
+                block.ref_count = 1
                 if self.lives is not None:
                     self.lives.taken(block)
-                taken[group].append(block)
+                blocks.append(block)
                 left[group] -= 1
         return taken
 
     def touch(self, blocks: Iterable[Block]) -> None:
         """One more reference for each: a cache hit."""
         for block in blocks:
-            self._reference(block)
+            if block.ref_count == 0:
+                self._wake(block)
+            block.ref_count += 1
             block.uses += 1
             if self.lives is not None:
                 self.lives.touched(block)
@@ -132,7 +137,7 @@ class BlockPool:
             free = self._free[block.group]
             free.remove(block)
             free.append(block, SUPERSEDED)
-            if block.slab.num_used == 0:
+            if self._is_shared and block.slab.num_used == 0:
                 self._place_idle(block.slab)
 
     def oldest_kept(self) -> int:
@@ -158,32 +163,28 @@ class BlockPool:
             free = self._free[block.group]
             free.remove(block)
             free.prepend(block, EMPTY)
-            if block.slab.num_used == 0:
+            if self._is_shared and block.slab.num_used == 0:
                 self._return_if_empty(block.slab)
 
     # inside
 
     def _evict(self, block: Block) -> None:
-        """A free block loses its content, if it has any."""
-        if block.hash is not None:
-            self._on_evict(block)
-            free = self._free[block.group]
-            free.remove(block)
-            block.hash = None
-            block.uses = 0
-            free.prepend(block, EMPTY)
+        """A cached block that is about to leave the free ones loses its content."""
+        self._on_evict(block)
+        block.hash = None
+        block.uses = 0
 
-    def _reference(self, block: Block) -> None:
-        if block.ref_count == 0:
-            self._free[block.group].remove(block)
-            slab = block.slab
-            if slab.num_used == 0:
-                del self._idle_owned[slab.owner][slab.slab_id]
-                self.num_idle_slabs -= 1
-                self._num_spare[slab.owner] += self.blocks_per_slab[slab.owner]
-            self._num_spare[slab.owner] -= 1
-            slab.num_used += 1
-        block.ref_count += 1
+    def _wake(self, block: Block) -> None:
+        """It is about to get its first reference."""
+        group, slab = block.group, block.slab
+        self._free[group].remove(block)
+        if slab.num_used == 0:
+            if self._is_shared:
+                del self._idle_owned[group][slab.slab_id]
+            self.num_idle_slabs -= 1
+            self._num_spare[group] += self.blocks_per_slab[group]
+        self._num_spare[group] -= 1
+        slab.num_used += 1
 
     def _slept(self, block: Block) -> None:
         slab = block.slab
@@ -192,8 +193,9 @@ class BlockPool:
         if slab.num_used == 0:
             self._num_spare[slab.owner] -= self.blocks_per_slab[slab.owner]
             self.num_idle_slabs += 1
-            self._place_idle(slab)
-            self._return_if_empty(slab)
+            if self._is_shared:
+                self._place_idle(slab)
+                self._return_if_empty(slab)
 
     def _place_idle(self, slab: Slab) -> None:
         """Among the idle slabs of its owner, in the place of the block in it that should go last."""
@@ -204,13 +206,14 @@ class BlockPool:
 
     def _return_if_empty(self, slab: Slab) -> None:
         """An idle slab without cached blocks belongs to nobody."""
-        if len(self.blocks_per_slab) > 1 and all(block.hash is None for block in slab.blocks):
+        if all(block.hash is None for block in slab.blocks):
             self._disown(slab)
             self._unowned.append(slab)
 
     def _disown(self, slab: Slab) -> None:
         for block in slab.blocks:
-            self._evict(block)
+            if block.hash is not None:
+                self._evict(block)
             self._free[slab.owner].remove(block)
         del self._idle_owned[slab.owner][slab.slab_id]
         slab.blocks, slab.owner = [], -1
@@ -223,8 +226,9 @@ class BlockPool:
         slab.blocks = [Block(slab.slab_id * per_slab + i, group, slab) for i in range(per_slab)]
         for block in slab.blocks:
             self._free[group].append(block, EMPTY)
-        slab.worth = (EMPTY, 0)
-        self._idle_owned[group][slab.slab_id] = slab
+        if self._is_shared:
+            slab.worth = (EMPTY, 0)
+            self._idle_owned[group][slab.slab_id] = slab
 
     def _choose(self, group: int, left: Sequence[int]) -> Block:
         """The free block of `group` whose loss hurts least: one without content, then the least recently used,
@@ -234,7 +238,7 @@ class BlockPool:
         if first is None or first.hash is not None:
             if self._unowned:
                 self._cut(self._unowned.pop(), group)
-            elif len(left) > 1:
+            elif self._is_shared:
                 slab = self._oldest_of_others(group)
                 is_older = slab is not None and (first is None or slab.worth < (first.rank, first.free_since))
                 if slab is not None and is_older and self._may_open_slab(group, left):
@@ -242,7 +246,7 @@ class BlockPool:
                     self._cut(slab, group)
             first = free.first
         assert first is not None, "take() without fits()"
-        if len(left) > 1 and first.slab.num_used == 0 and not self._may_open_slab(group, left):
+        if self._is_shared and first.slab.num_used == 0 and not self._may_open_slab(group, left):
             first = next(block for block in free if block.slab.num_used)
         return first
 

@@ -53,11 +53,17 @@ def _canonical(keys: Sequence[object]) -> bytes:
 
 
 class PrefixIndex:
-    """Chain hash to block, for each group. A hash has one block; a second copy of the same content stays unindexed."""
+    """Chain hash to block, for each group. A hash has one block; a second copy of the same content stays unindexed.
 
-    def __init__(self, num_groups: int) -> None:
+    Annotations with a size share `annotation_bytes`: the least recently read give way.
+    """
+
+    def __init__(self, num_groups: int, annotation_bytes: int = 0) -> None:
         self._blocks: list[dict[bytes, Block]] = [{} for _ in range(num_groups)]
         self._annotations: dict[tuple[int, int], dict[str, Any]] = {}  # (group, block id) -> kind -> data
+        self.annotation_bytes = annotation_bytes
+        self.annotation_bytes_used = 0
+        self._sizes: OrderedDict[tuple[int, int, str], int] = OrderedDict()  # of those with one; latest read last
         self._owners: dict[bytes, str] = {}  # blocks that a running request is about to compute
         self._seen: OrderedDict[bytes, bytes] = OrderedDict()  # hash -> the one that followed it, if any; latest last
 
@@ -77,18 +83,36 @@ class PrefixIndex:
     def remove(self, block: Block) -> None:
         assert block.hash is not None
         del self._blocks[block.group][block.hash]
-        self._annotations.pop((block.group, block.block_id), None)
+        for kind in self._annotations.pop((block.group, block.block_id), ()):
+            self.annotation_bytes_used -= self._sizes.pop((block.group, block.block_id, kind), 0)
 
     def all_blocks(self) -> list[Block]:
         return [block for blocks in self._blocks for block in blocks.values()]
 
-    def annotate(self, block: Block, kind: str, data: Any) -> None:
-        """Data that lives and dies with the block's place in the index."""
+    def annotate(self, block: Block, kind: str, data: Any, num_bytes: int = 0) -> None:
+        """Data that lives and dies with the block's place in the index; if it has a size, not longer than there is room
+        for all of them."""
         assert block.hash is not None
+        if num_bytes:
+            if num_bytes > self.annotation_bytes:
+                return
+            key = (block.group, block.block_id, kind)
+            self.annotation_bytes_used += num_bytes - self._sizes.pop(key, 0)
+            self._sizes[key] = num_bytes
+            while self.annotation_bytes_used > self.annotation_bytes:
+                (group, block_id, oldest), size = self._sizes.popitem(last=False)
+                self.annotation_bytes_used -= size
+                kinds = self._annotations[group, block_id]
+                del kinds[oldest]
+                if not kinds:
+                    del self._annotations[group, block_id]
         self._annotations.setdefault((block.group, block.block_id), {})[kind] = data
 
     def annotation(self, block: Block, kind: str) -> Any:
-        return self._annotations.get((block.group, block.block_id), {}).get(kind)
+        data = self._annotations.get((block.group, block.block_id), {}).get(kind)
+        if data is not None and (key := (block.group, block.block_id, kind)) in self._sizes:
+            self._sizes.move_to_end(key)
+        return data
 
     # which prompts came by
 

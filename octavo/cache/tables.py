@@ -23,6 +23,11 @@ class PagedTable:
         """Blocks to take before token `end` - 1 can be written."""
         return max(0, -(-end // self.block_size) - len(self.blocks))
 
+    def append(self, block: Block) -> None:
+        """`extend` by one block that is not null."""
+        self.blocks.append(block)
+        self.live += 1
+
     def extend(self, blocks: list[Block]) -> list[int]:
         """The ids that a row's table grows by."""
         self.blocks += blocks

@@ -15,6 +15,7 @@ from octavo.errors import ConfigurationError
 _GROUP_TITLES = {
     "model": "model",
     "text": "text and sampling defaults",
+    "sampling": "sampling",
     "cache": "cache",
     "scheduler": "scheduler",
     "machine": "machine",

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from octavo.config.checkpoint import Checkpoint
+from octavo.core.params import LogprobsMode
 from octavo.core.structured import AUTO_ORDER
 from octavo.errors import ConfigurationError
 
@@ -30,6 +31,7 @@ class ModelConfig:
     max_logprobs: int
     vocab_size: int
     quantization: Literal["gguf", "none"] = "none"  # gguf: blocks stay as the file has them
+    batch_invariant: bool = False  # a request's logits are bitwise the same whatever it is computed with
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class CacheConfig:
     num_blocks_override: int | None = None  # replaces both
     conv_state_dtype: str = "float32"  # of recurrent layers: the last inputs of their convolutions,
     ssm_state_dtype: str = "float32"  # and what they sum over all tokens
+    prompt_logprobs_bytes: int = 1 << 26  # of prompts in the cache, kept for those who ask for the same; 0: none
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class TextConfig:
     chat_template: str | None  # a file or the template itself; None: the checkpoint's own, if it has one
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)  # SamplingParams field -> value
     eos_token_ids: tuple[int, ...] = ()  # that the checkpoint's configs name; the tokenizer may add its own
+    stream_interval: int = 1  # tokens
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,16 @@ class StructuredConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """Code is named as "module:name"."""
+
+    logprobs_mode: LogprobsMode = "raw_logprobs"  # where a request does not say
+    logits_processors: tuple[str, ...] = ()  # classes that see every batch, in this order
+    request_processors: Mapping[str, str] = field(default_factory=dict)  # name that requests use -> factory
+    processor_timeout: float = 0.5  # seconds that requests' own processors may take of a step; 0: no limit
+
+
+@dataclass(frozen=True)
 class AdmissionConfig:
     """How much may wait in front of the core; what is beyond is refused. None: no limit."""
 
@@ -102,6 +116,7 @@ class EngineConfig:
     machine: MachineConfig
     admission: AdmissionConfig = AdmissionConfig()
     structured: StructuredConfig = StructuredConfig()
+    sampling: SamplingConfig = SamplingConfig()
 
 
 def encode_config(config: EngineConfig) -> bytes:

@@ -72,8 +72,10 @@ def cache_directory() -> Path:
 
 
 def keep_compiled_kernels() -> None:
-    """FlashAttention-4 keeps what it has compiled between runs only if it is told to, before it is imported."""
+    """FlashAttention-4 keeps what it has compiled between runs only if it is told to, before it is imported; and where
+    a reboot leaves it only if it is told where."""
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_directory() / "flash-attention-4"))
 
 
 def rest_idle_threads() -> None:

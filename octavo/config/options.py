@@ -105,6 +105,39 @@ class Options:
         "outlines, lm-format-enforcer), disable_any_whitespace, disable_additional_properties, and "
         "enable_in_reasoning, with which thoughts must have that form too.",
     )
+    stream_interval: int = option(
+        1,
+        "text",
+        "Tokens in each output of a streaming request, where it does not say; the first comes at once.",
+        low=1,
+    )
+
+    # ---- sampling
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"] = option(
+        "raw_logprobs",
+        "sampling",
+        "What log-probabilities are where a request does not say. raw: as the model gave them. processed: of what the "
+        "token is taken from, after masks, penalties, temperature and truncation. logits: before normalisation.",
+    )
+    logits_processors: list[str] = option(
+        [],
+        "sampling",
+        "Classes that change the logits of every batch, as module:Class. More come from the entry points "
+        "octavo.logits_processors. From Python also the classes themselves.",
+    )
+    request_logits_processors: list[str] = option(
+        [],
+        "sampling",
+        "Logits processors that requests may ask for by name, as name=module:factory; the factory gets the request's "
+        "arguments and returns a callable.",
+    )
+    logits_processor_timeout: float = option(
+        0.5,
+        "sampling",
+        "Seconds that the logits processors of single requests may take in a step; the one that took most of them ends "
+        "its request. 0: no limit.",
+        low=0.0,
+    )
 
     # ---- cache
     gpu_memory_utilization: float | None = option(
@@ -136,6 +169,14 @@ class Options:
         "cache",
         "Type of the states proper of recurrent layers, without the inputs of convolutions. auto: mamba_cache_dtype "
         "where that is given, else float32.",
+    )
+
+    prompt_logprobs_cache_bytes: Size = option(
+        1 << 26,
+        "cache",
+        "Host memory for log-probabilities of cached prompts, so that prompts that come again need not be computed for "
+        "theirs. 0: none are kept.",
+        low=0,
     )
 
     # ---- scheduler
@@ -179,6 +220,12 @@ class Options:
     # ---- machine
     attention_backend: str | None = option(
         None, "machine", "Attention kernels by name. Unset: the first that can serve."
+    )
+    batch_invariant: bool = option(
+        False,
+        "machine",
+        "Bitwise the same logits for a request whatever it is computed with: other requests, chunks, cache hits, "
+        "preemption. Slower. Refused for models with recurrent layers.",
     )
     threads: int | None = option(
         None, "machine", "Threads for arithmetic on a CPU. Unset: one for each core this process may use.", low=1
@@ -291,7 +338,7 @@ class OptionRow:
             case "json":
                 return 'a JSON object such as {"key": 1}'
             case "bytes":
-                return "a positive number of bytes, such as 4GiB, 500MB or 1073741824"
+                return f"a {'' if self.low == 0 else 'positive '}number of bytes, such as 4GiB, 500MB or 1073741824"
             case "tokens":
                 return f"a number of tokens of at least {self.low:g}, such as 2048, 8k or 8K"
             case "context":

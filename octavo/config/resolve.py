@@ -3,6 +3,7 @@ asks no machine and logs nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from octavo.config.engine_config import (
     EngineConfig,
     MachineConfig,
     ModelConfig,
+    SamplingConfig,
     SchedulerConfig,
     StructuredConfig,
     TextConfig,
@@ -55,9 +57,15 @@ class Resolved:
     reasons: list[Reason]
 
 
-def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, model: ModelFacts) -> Resolved:
-    """`checkpoint` has `hf_overrides` applied and the `generation_config` that the options name; `model` describes it.
-    Raises ConfigurationError."""
+def resolve(
+    options: Options,
+    checkpoint: Checkpoint,
+    platform: PlatformFacts,
+    model: ModelFacts,
+    processors: Sequence[str] = (),
+) -> Resolved:
+    """`checkpoint` has `hf_overrides` applied and the `generation_config` that the options name; `model` describes it;
+    `processors` are the logits processors that installed packages bring. Raises ConfigurationError."""
     choice = _Choice(options, platform, model)
     model_config = choice.model(checkpoint)
     config = EngineConfig(
@@ -68,6 +76,7 @@ def resolve(options: Options, checkpoint: Checkpoint, platform: PlatformFacts, m
         machine=choice.machine(),
         admission=AdmissionConfig(options.max_num_queued_reqs, options.max_num_queued_tokens),
         structured=choice.structured(),
+        sampling=choice.sampling(processors),
     )
     return Resolved(config, choice.in_order())
 
@@ -134,6 +143,7 @@ class _Choice:
             max_logprobs=max_logprobs,
             vocab_size=self.facts.vocab_size,
             quantization=self._quantization(checkpoint),
+            batch_invariant=self._batch_invariant(),
         )
 
     def cache(self, dtype: str) -> CacheConfig:
@@ -166,6 +176,7 @@ class _Choice:
             num_blocks_override=options.num_gpu_blocks_override,
             conv_state_dtype=conv_state_dtype,
             ssm_state_dtype=ssm_state_dtype,
+            prompt_logprobs_bytes=options.prompt_logprobs_cache_bytes,
         )
 
     def scheduler(self, max_model_len: int) -> SchedulerConfig:
@@ -225,7 +236,7 @@ class _Choice:
         shown = ", ".join(f"{field}={value}" for field, value in defaults.items()) or "no sampling value"
         self.because("generation_config", options.generation_config, f"{where} {shown}")
         eos = _token_ids(override["eos_token_id"]) if "eos_token_id" in override else checkpoint.eos_token_ids
-        return TextConfig(skip, options.chat_template, defaults, eos)
+        return TextConfig(skip, options.chat_template, defaults, eos, options.stream_interval)
 
     def machine(self) -> MachineConfig:
         threads = self.options.threads
@@ -259,6 +270,22 @@ class _Choice:
         if backend == "auto":
             self.because(name, "auto", f"the first of {', '.join(AUTO_ORDER)} that can honour all of a request's form")
         return StructuredConfig(AUTO_ORDER if backend == "auto" else (backend,), **given)
+
+    def sampling(self, installed: Sequence[str]) -> SamplingConfig:
+        options = self.options
+        paths = tuple(dict.fromkeys([*installed, *options.logits_processors]))
+        if installed:
+            self.because("logits_processors", ", ".join(paths), f"installed packages bring {', '.join(installed)}")
+        for path in options.logits_processors:
+            _check_path("logits_processors", path, "module:Class")
+        factories: dict[str, str] = {}
+        for given in options.request_logits_processors:
+            name, _, path = given.partition("=")
+            _check_path("request_logits_processors", given, "name=module:factory", path if name else "")
+            if name in factories:
+                raise ConfigurationError(f"request_logits_processors names {name} twice: {factories[name]} and {path}")
+            factories[name] = path
+        return SamplingConfig(options.logprobs_mode, paths, factories, options.logits_processor_timeout)
 
     # ---- single choices
 
@@ -310,10 +337,14 @@ class _Choice:
                     f"quantization gguf: octavo has no kernels for GGUF blocks on this {self.platform.name}; use none, "
                     "which expands them"
                 )
+            if self.options.batch_invariant:
+                raise ConfigurationError("quantization gguf: batch_invariant has no kernels for GGUF blocks; use none")
             return "gguf"
         if asked == "none" or not has_blocks or self.facts.dtype is not None:
             return "none"
-        if not has_kernels:
+        if self.options.batch_invariant:
+            why = "expanded: batch_invariant has no kernels for GGUF blocks"
+        elif not has_kernels:
             why = f"expanded: octavo has no kernels for GGUF blocks on this {self.platform.name}"
         elif self.options.dtype != "auto":
             why = f"expanded to {self.options.dtype}, as dtype asks"
@@ -369,6 +400,24 @@ class _Choice:
             return both, both
         return both, proper
 
+    def _batch_invariant(self) -> bool:
+        if not self.options.batch_invariant:
+            return False
+        if self.facts.is_recurrent:
+            raise ConfigurationError(
+                f"batch_invariant: {self.facts.architecture} has recurrent layers, which sum over the tokens of a step "
+                "in an order that depends on how they are scheduled. Leave the option out for this model"
+            )
+        if not self.platform.has_invariant_kernels:
+            raise ConfigurationError(f"batch_invariant: there are no such kernels for {self.platform.name}")
+        if self.options.attention_backend is not None:
+            raise ConfigurationError(
+                f"attention_backend ({self.options.attention_backend}) and batch_invariant, which brings an attention "
+                "of its own, exclude each other: give one of them"
+            )
+        self.because("batch_invariant", True, "as asked: one kernel and one order of sums for every row; slower")
+        return True
+
     def _num_batched_tokens(self, max_model_len: int) -> int:
         asked, chunked = self.options.max_num_batched_tokens, self.options.enable_chunked_prefill
         if asked is not None:
@@ -397,6 +446,13 @@ class _Choice:
 
     def _platform_default(self, name: str, otherwise: Any) -> Any:
         return self.platform.default_options.get(name, otherwise)
+
+
+def _check_path(option: str, given: str, form: str, path: str | None = None) -> None:
+    """Raises ConfigurationError where `path` (`given`, if there is none) is no "module:name"."""
+    module, _, name = (given if path is None else path).partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise ConfigurationError(f"{option} must be {form}, got {given!r}")
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

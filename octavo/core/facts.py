@@ -19,6 +19,7 @@ class PlatformFacts:
     shares_memory: bool  # the device's memory is the host's, which other programs use too
     default_options: Mapping[str, Any] = field(default_factory=dict)  # option name -> default on this platform
     has_block_kernels: bool = False  # that compute on a GGUF file's quantised blocks
+    has_invariant_kernels: bool = False  # whose result for a row does not depend on the rows beside it
 
 
 @dataclass(frozen=True)

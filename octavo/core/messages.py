@@ -11,6 +11,7 @@ import msgspec
 
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 
 
 class Submit(msgspec.Struct, array_like=True, frozen=True, tag=True):
@@ -40,8 +41,19 @@ class Timing(msgspec.Struct, array_like=True, frozen=True):
     num_preemptions: int = 0
 
 
-class Delta(msgspec.Struct, array_like=True, frozen=True):
-    """What one step brought one request. A request that wants only its final result gets one, with everything in it."""
+class Beam(msgspec.Struct, array_like=True, frozen=True):
+    """One result of a beam search."""
+
+    token_ids: list[int]
+    cumulative_logprob: float
+    finish_reason: int
+    stop_reason: int | None = None
+    logprobs: list[TokenLogprobs] | None = None  # parallel to token_ids
+
+
+class Delta(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What one step brought one request. A request that wants only its final result gets one, with everything in it.
+    Streaming rows make one each a step, so the garbage collector is spared them: nothing in one refers back to it."""
 
     request_id: str
     token_ids: list[int]
@@ -53,6 +65,8 @@ class Delta(msgspec.Struct, array_like=True, frozen=True):
     error_type: str | None = None  # of octavo.errors; None: the request failed while it ran
     error_field: str | None = None
     timing: Timing | None = None  # with a request's first token and with its end
+    beams: list[Beam] | None = None  # the end of a beam search: best first, in place of tokens
+    prompt_rows: PromptRows | None = None  # the prompt's log-probabilities: with the first token, or the only delta
 
 
 class StepShare(msgspec.Struct, array_like=True, frozen=True):

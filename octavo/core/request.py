@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass, field
 
 from octavo.core.outputs import TokenLogprobs
-from octavo.core.params import SamplingParams
+from octavo.core.params import RepetitionDetection, SamplingParams
+from octavo.core.prompt_logprobs import PromptScores
 
 
 class RequestStatus(enum.IntEnum):
@@ -19,6 +20,7 @@ class RequestStatus(enum.IntEnum):
     FINISHED_LENGTH = 4
     FINISHED_ABORTED = 5
     FINISHED_ERROR = 6
+    FINISHED_REPETITION = 7
 
     @property
     def is_finished(self) -> bool:
@@ -43,6 +45,7 @@ FINISH_REASONS = {
     RequestStatus.FINISHED_LENGTH: FinishReason.LENGTH,
     RequestStatus.FINISHED_ABORTED: FinishReason.ABORT,
     RequestStatus.FINISHED_ERROR: FinishReason.ERROR,
+    RequestStatus.FINISHED_REPETITION: FinishReason.REPETITION,
 }
 
 
@@ -69,6 +72,7 @@ class Request:
     max_total_tokens: int = 0  # prompt and output together, never beyond the model's length
     stop_token_ids: frozenset[int] = frozenset()  # that stop with stop_reason
     eos_token_ids: frozenset[int] = frozenset()  # that stop without; empty under ignore_eos
+    detection: RepetitionDetection | None = None  # of outputs that repeat themselves
     cache_keys: tuple[object, ...] = ()  # salt, adapter, media: enter the hash of the first block
     num_prompt_tokens: int = 0
     num_computed_tokens: int = 0
@@ -82,6 +86,7 @@ class Request:
     streams: bool = True  # False: the front end wants nothing before the end
     status: RequestStatus = RequestStatus.WAITING
     skip_cache_reads: bool = False
+    scores: PromptScores | None = None  # log-probabilities of the prompt, where they are wanted
     stop_reason: int | str | None = None
     error: str | None = None
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks of known tokens

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from octavo.core.outputs import TokenLogprobs
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 
 if TYPE_CHECKING:
     import numpy as np
 
 BlockIds = tuple[list[int], ...]  # one list a cache group
+
+MAX_PREFIX_GROUPS = 32  # of a step: each takes part in the bounds of a captured kernel
 
 
 @dataclass(slots=True)
@@ -46,7 +49,10 @@ class StepPlan:
     page_copies: list[tuple[int, int, int]] = field(
         default_factory=list
     )  # (group, from block, to block), before the forward
-    shared_prefix: list[tuple[list[str], int]] = field(default_factory=list)  # rows that share leading blocks
+    shared_prefix: list[tuple[list[str], int]] = field(
+        default_factory=list
+    )  # rows of one token and how many leading blocks they share; nothing writes to these in this step
+    scored: dict[str, tuple[int, int]] = field(default_factory=dict)  # positions whose log-probabilities are wanted
 
     @property
     def total_tokens(self) -> int:
@@ -68,4 +74,6 @@ class StepResult:
     step_id: int
     token_ids: list[int]
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)  # of the requests that asked
+    prompt_rows: dict[str, PromptRows] = field(default_factory=dict)  # of the plan's `scored`
     failed: dict[str, str] = field(default_factory=dict)  # rows whose own forward or sampling went wrong: why
+    refused: dict[str, str] = field(default_factory=dict)  # rows whose own wishes make it impossible to go on: why

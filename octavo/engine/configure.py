@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from octavo.config.checkpoint import Checkpoint, find_checkpoint
@@ -39,6 +40,7 @@ def configure(options: Options, model: Mapping[str, Any] | None = None) -> Confi
     platform = detect()
     if platform.has_block_kernels:
         rest_idle_threads()
+    plugins = [f"{entry.module}:{entry.attr}" for entry in entry_points(group="octavo.logits_processors")]
     checkpoint = find_checkpoint(
         options.model if model is None else model,
         revision=options.revision,
@@ -46,4 +48,4 @@ def configure(options: Options, model: Mapping[str, Any] | None = None) -> Confi
         hf_overrides=options.hf_overrides,
         generation_config=options.generation_config,
     )
-    return Configured(resolve(options, checkpoint, platform.facts(), model_facts(checkpoint)), platform)
+    return Configured(resolve(options, checkpoint, platform.facts(), model_facts(checkpoint), plugins), platform)

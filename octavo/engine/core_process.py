@@ -28,6 +28,7 @@ from octavo.engine.core_server import CoreServer, open_router
 from octavo.errors import OctavoError
 from octavo.platforms.detect import detect
 from octavo.telemetry.log import setup_logging
+from octavo.telemetry.phases import Phases
 
 _log = logging.getLogger(__name__)
 
@@ -74,12 +75,15 @@ def main(arguments: list[str]) -> int:
     channel = parent_channel(int(arguments[0]))
     parent = Parent(channel, arguments[1])
     started = time.perf_counter()
+    phases = Phases()
     assemble = import_module("octavo.engine.assemble")  # torch: beside the parent, which looks for the model meanwhile
+    phases.end("imports")
     launch = parent.launch.get()
+    phases.end("waiting for the configuration")
     setup_logging(launch.log_level)
     try:
         config = decode_config(launch.config)
-        core = assemble.build_engine(config, detect(config.machine.platform))
+        core = assemble.build_engine(config, detect(config.machine.platform), phases)
         faults = env.read("OCTAVO_TEST_FAULTS")
         if faults:
             faulty = import_module("octavo.engine.faults")

@@ -12,11 +12,15 @@ import msgspec
 
 from octavo.core.hooks import Constraint
 from octavo.core.messages import CoreStats, Delta, StepOutputs, StepStats, Submit
-from octavo.core.params import RequestOutputKind
+from octavo.core.params import LogprobsMode, RequestOutputKind
+from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
-from octavo.engine.recovery import Quarantine
-from octavo.errors import InvalidRequest, PromptTooLong
+from octavo.core.step import StepPlan
+from octavo.engine.beams import BeamSearches
+from octavo.engine.recovery import Quarantine, StepLimit
+from octavo.errors import InvalidRequest, OutOfMemory, PromptTooLong
 from octavo.executor.executor import Executor, StepHandle
+from octavo.sampling.request_processors import RequestProcessors
 from octavo.scheduler.scheduler import Planned, Scheduler
 
 logger = logging.getLogger(__name__)
@@ -35,16 +39,23 @@ class EngineCore:
         max_total_tokens: int,
         seed: int,
         constraint: Constraint | None = None,
+        processors: RequestProcessors | None = None,
+        vocab_size: int = 1 << 31,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
         self.scheduler = scheduler
         self.executor = executor
         self.depth = depth
         self.max_total_tokens = max_total_tokens
+        self._vocab_size, self._logprobs_mode = vocab_size, logprobs_mode
         self._constraint = constraint
+        self._processors = processors or RequestProcessors()
         self._in_flight: deque[StepHandle] = deque()
         self._quarantine = Quarantine()
+        self._limit = StepLimit(scheduler.token_budget)
         self._suspected_before = 0  # steps before this one were planned without regard to who is suspected
         self._random = random.Random(seed)
+        self._beams = BeamSearches(scheduler.add, scheduler.abort)
         self._pending: list[Delta] = []  # ends that no step brought: aborts and failures
         self._started: list[str] = []  # that the next outputs report
         # told which requests get a row, before the forward that might fail
@@ -61,10 +72,11 @@ class EngineCore:
                 self.max_total_tokens - 1,
                 "the engine's context (model and cache) less one token to generate",
             )
-        params = submit.params
+        params = self._processors.bind(submit.params)
         limit = self.max_total_tokens
         if params.max_tokens is not None:
             limit = min(limit, num_prompt + params.max_tokens)
+        detection = params.repetition_detection
         # an output of a set form ends with it, ignore_eos or not
         ignores_eos = params.ignore_eos and params.structured_outputs is None
         request = Request(
@@ -77,9 +89,14 @@ class EngineCore:
             max_total_tokens=limit,
             stop_token_ids=frozenset(params.stop_token_ids or ()),
             eos_token_ids=frozenset() if ignores_eos else frozenset(submit.eos_token_ids),
+            detection=detection if detection is not None and detection.max_pattern_size else None,
             cache_keys=(("cache_salt", submit.cache_salt),) if submit.cache_salt is not None else (),
             streams=params.output_kind != RequestOutputKind.FINAL_ONLY or bool(params.stop),
+            scores=PromptScores.of(params, num_prompt, self._vocab_size, self._logprobs_mode),
         )
+        if params.use_beam_search:
+            self._beams.start(request)
+            return
         self.scheduler.add(request)
         if self._constraint is not None:
             try:
@@ -89,6 +106,9 @@ class EngineCore:
                 raise
 
     def abort(self, request_ids: Iterable[str]) -> None:
+        request_ids = list(request_ids)
+        if self._beams:
+            self._pending += self._beams.abort(request_ids)
         self._pending += self.scheduler.abort(request_ids)
 
     def reset_prefix_cache(self) -> bool:
@@ -143,7 +163,7 @@ class EngineCore:
                 if not self._in_flight:
                     self._finish(handle)  # nothing before it is unknown
             except Exception as error:
-                return self._recover([plan.step_id], list(plan.num_scheduled_tokens), error)
+                return self._recover(plan, error)
             self._in_flight.append(handle)
         if not self._in_flight:
             if self._constraint:
@@ -157,11 +177,16 @@ class EngineCore:
         try:
             result = handle.wait()
         except Exception as error:
-            return self._recover([handle.plan.step_id], list(handle.plan.num_scheduled_tokens), error)
+            return self._recover(handle.plan, error)
+        if self._limit.tokens < self._limit.most:
+            self._limit.passed()
+            self.scheduler.token_budget = self._limit.tokens
         before = time.perf_counter()
         planned = self.scheduler.planned(handle.plan)
         proven = self._proven(planned, result.failed) if self._quarantine else []
         deltas = self.scheduler.update(handle.plan, result)
+        if result.refused:
+            deltas += self._refuse_rows(planned, result.refused)
         if result.failed:
             deltas += self._isolate(result.failed, handle.plan.step_id)
         if self._quarantine:
@@ -171,9 +196,8 @@ class EngineCore:
             try:
                 self._finish(self._in_flight[0])  # N's tokens are known: what N + 1 samples with can be made
             except Exception as error:
-                failed = self._in_flight[0].plan
-                outputs = self._recover([failed.step_id], list(failed.num_scheduled_tokens), error)
-                return StepOutputs(deltas + outputs.deltas, outputs.stats, outputs.started)
+                self._pending += deltas
+                return self._recover(self._in_flight[0].plan, error)
         stats = StepStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
@@ -228,23 +252,32 @@ class EngineCore:
         if self._pending:
             deltas, self._pending = self._pending + deltas, []
         started, self._started[:] = self._started.copy(), []
+        if self._beams:
+            started = self._beams.owners(started)
+            deltas = self._beams.absorb(deltas)
         return StepOutputs(deltas, stats, started)
 
     # failures
 
-    def _recover(self, failed_steps: list[int], suspects: list[str], error: Exception) -> StepOutputs:
-        """A step raised. Steps in flight are dropped, everything in progress starts over from what earlier steps
-        completed, and the rows of the failed step are tried apart."""
+    def _recover(self, failed: StepPlan, error: Exception) -> StepOutputs:
+        """A step raised. Steps in flight are dropped and everything in progress starts over from what earlier steps
+        completed: in smaller steps if there was too little memory, else with the rows of the failed step apart."""
+        suspects = list(failed.num_scheduled_tokens)
         logger.warning("a step of %d requests failed: %s: %s", len(suspects), type(error).__name__, error)
         dropped = [handle.plan.step_id for handle in self._in_flight]
         self._in_flight.clear()
         self.executor.reset()
-        self.scheduler.withdraw(failed_steps + dropped)
+        self.scheduler.withdraw([failed.step_id, *dropped])
         deltas: list[Delta] = []
-        if self._quarantine:
+        if isinstance(error, OutOfMemory) and self._limit.fail(failed.total_tokens):
+            self.scheduler.token_budget = self._limit.tokens
+            logger.warning("steps are of at most %d tokens until memory suffices for more", self._limit.tokens)
+        elif self._quarantine:
             guilty = self._quarantine.split()
             if guilty is not None:
                 deltas = self._condemn(guilty, f"{type(error).__name__}: {error}")
+                self._limit = StepLimit(self._limit.most)  # it was not the size
+                self.scheduler.token_budget = self._limit.tokens
         else:
             self._suspect([suspects])
         return self._outputs(deltas, None)
@@ -267,6 +300,15 @@ class EngineCore:
             self._suspect(suspects)
         return deltas
 
+    def _refuse_rows(self, planned: Planned, refused: dict[str, str]) -> list[Delta]:
+        """They end at once: there is nothing to find out, and they harmed nobody."""
+        deltas: list[Delta] = []
+        for request in planned.sampled:
+            request_id = request.request_id
+            if request_id in refused and self.scheduler.requests.get(request_id) is request:
+                deltas += self._condemn(request_id, refused[request_id])
+        return deltas
+
     def _suspect(self, groups: list[list[str]]) -> None:
         live = self.scheduler.requests
         groups = [[request_id for request_id in group if request_id in live] for group in groups]
@@ -282,8 +324,7 @@ class EngineCore:
 
     def _proven(self, planned: Planned, failed: dict[str, str]) -> list[str]:
         """Who gets a sound token from this step."""
-        pairs = zip(planned.sampled, planned.epochs, strict=True)
-        return [r.request_id for r, epoch in pairs if r.epoch == epoch and r.request_id not in failed]
+        return [r.request_id for r in planned.sampled if r.epoch < planned.end and r.request_id not in failed]
 
     def _clear_suspects(self, proven: list[str]) -> None:
         live = self.scheduler.requests

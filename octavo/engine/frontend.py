@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -20,6 +20,8 @@ from octavo.engine.detokenizer import TokenText
 from octavo.engine.inputs import InputProcessor, PromptLimits
 from octavo.engine.outputs import OutputProcessor
 from octavo.errors import ConfigurationError, InvalidRequest
+from octavo.sampling.processors import load_classes, path_of
+from octavo.telemetry.phases import Phases
 from octavo.tokenization.chat_template import find_chat_template
 from octavo.tokenization.tokenizer import Tokenizer, end_token_ids, tokenizer_path
 
@@ -57,17 +59,23 @@ def open_frontend(model: str | Mapping[str, Any] | None, options: Mapping[str, A
     Raises ConfigurationError, CheckpointError, OutOfMemory.
     """
     shape = model if isinstance(model, Mapping) else None
-    named = {} if model is None or shape is not None else {"model": model}
+    named: dict[str, Any] = {} if model is None or shape is not None else {"model": model}
+    classes = options.get("logits_processors")
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
+        named["logits_processors"] = [path_of(processor) for processor in classes]
     return start_frontend(configure(make_options({**options, **named}), shape))
 
 
 def start_frontend(configured: Configured) -> Frontend:
     config = configured.config
     _log.debug("choices:\n%s", explain(configured.resolved.reasons))
+    phases = Phases()
     with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
         text = beside.submit(_load_text, config)
         # torch comes with it: the front end itself does without
-        core = import_module("octavo.engine.assemble").build_engine(config, configured.platform)
+        assemble = import_module("octavo.engine.assemble")
+        phases.end("imports")
+        core = assemble.build_engine(config, configured.platform, phases)
         try:
             tokenizer, chat_template = text.result()
         except BaseException:
@@ -91,8 +99,14 @@ def _assemble(
     limits = PromptLimits(config.model.vocab_size, config.model.max_model_len, config.model.max_logprobs)
     return Frontend(
         client=client,
-        inputs=InputProcessor(limits, tokenizer, end_token_ids(config, tokenizer), chat_template),
-        outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer)),
+        inputs=InputProcessor(
+            limits,
+            tokenizer,
+            end_token_ids(config, tokenizer),
+            chat_template,
+            load_classes(config.sampling.logits_processors),
+        ),
+        outputs=OutputProcessor(None if tokenizer is None else TokenText(tokenizer), config.text.stream_interval),
         tokenizer=tokenizer,
         sampling_defaults=config.text.sampling_defaults,
         configured=configured,

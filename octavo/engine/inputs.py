@@ -16,9 +16,11 @@ from typing import Any, TypedDict
 import msgspec
 
 from octavo.core.messages import Submit
-from octavo.core.params import SamplingParams
+from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.prompt_logprobs import check_prompt_logprobs
 from octavo.engine.outputs import PreparedRequest
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from octavo.sampling.processors import LogitsProcessor, validate
 from octavo.tokenization.chat_template import render_chat
 from octavo.tokenization.tokenizer import Tokenizer
 
@@ -56,8 +58,10 @@ class InputProcessor:
         tokenizer: Tokenizer | None = None,
         eos_token_ids: Iterable[int] = (),
         chat_template: str | None = None,
+        processors: Sequence[type[LogitsProcessor]] = (),
     ) -> None:
         self.limits, self.tokenizer, self.chat_template = limits, tokenizer, chat_template
+        self.processors = processors  # the engine's own, which check their arguments
         self.eos_token_ids = sorted(set(eos_token_ids))
 
     @property
@@ -81,10 +85,15 @@ class InputProcessor:
         if not isinstance(priority, int):
             raise InvalidParameter("priority", priority, "a whole number")
         text, token_ids, salt = self._read(prompt, add_special_tokens)
-        self._check_length(len(token_ids))
+        params = self._with_bad_words(params)
         self._check_params(params)
+        token_ids, text = self._truncate(token_ids, text, params)
+        self._check_length(len(token_ids))
+        check_prompt_logprobs(params, len(token_ids), self.limits.vocab_size)
         if params.max_tokens is None:
             params = msgspec.structs.replace(params, max_tokens=self.limits.max_model_len - len(token_ids))
+        if params.use_beam_search or params.num_candidates > params.n:
+            params = msgspec.structs.replace(params, output_kind=RequestOutputKind.FINAL_ONLY)
         core_id = f"{request_id}-{secrets.token_hex(4)}"
         arrival_time = time.monotonic()
         eos = [] if params.ignore_eos and params.structured_outputs is None else self.eos_token_ids
@@ -146,12 +155,55 @@ class InputProcessor:
             reason = f"the context is {limit + 1} tokens (max_model_len), and one of them must be left for the output"
             raise PromptTooLong(num_tokens, limit, reason)
 
+    def _with_bad_words(self, params: SamplingParams) -> SamplingParams:
+        """`bad_words` as tokens, behind those given as such. A word is meant at the beginning of a text and within it:
+        with a space before it, it may have another first token."""
+        if not params.bad_words:
+            return params
+        tokenizer = self._text_tokenizer("bad_words")
+        found = list(params.bad_words_token_ids or ())
+        for i, word in enumerate(params.bad_words):
+            plain, spaced = (tokenizer.encode(before + word.lstrip(), add_special_tokens=False) for before in ("", " "))
+            if not plain:
+                raise InvalidParameter(f"bad_words[{i}]", word, "a text that has tokens")
+            forms = [plain, spaced] if len(spaced) == len(plain) and spaced[0] != plain[0] else [plain]
+            found += forms
+            if max(map(max, forms)) >= self.limits.vocab_size:
+                limit = f"made of tokens below the vocabulary size {self.limits.vocab_size}"
+                raise InvalidParameter(f"bad_words[{i}]", word, limit)
+        return msgspec.structs.replace(params, bad_words_token_ids=found)
+
+    def _truncate(self, token_ids: list[int], text: str | None, params: SamplingParams) -> tuple[list[int], str | None]:
+        """The prompt as `truncate_prompt_tokens` has it, and its text."""
+        kept = truncated(
+            token_ids,
+            params.truncate_prompt_tokens,
+            params.truncation_side,
+            self.limits.max_model_len,
+            params.max_tokens,
+        )
+        if len(kept) == len(token_ids):
+            return token_ids, text
+        return kept, None if self.tokenizer is None else self.tokenizer.decode(kept, skip_special_tokens=False)
+
     def _check_params(self, params: SamplingParams) -> None:
         params.validate_for(self.limits.vocab_size, self.limits.max_logprobs)
+        validate(self.processors, params)
         if params.stop and self.tokenizer is None:
             raise InvalidRequest(
                 "stop strings need a tokenizer, and the engine runs without one (skip_tokenizer_init)", "stop"
             )
+
+
+def truncated(
+    token_ids: list[int], keep: int | None, side: str | None, max_model_len: int, max_tokens: int | None
+) -> list[int]:
+    """The last `keep` tokens, or the first where `side` is right. -1: as many as leave `max_tokens` of the context."""
+    if keep == -1:
+        keep = max(1, max_model_len - max(1, max_tokens or 1))
+    if keep is None or len(token_ids) <= keep:
+        return token_ids
+    return token_ids[:keep] if side == "right" else token_ids[-keep:]
 
 
 def split_prompts(prompts: Any) -> list[Prompt]:
@@ -226,13 +278,27 @@ def match_priorities(priority: Any, count: int) -> list[int]:
 
 
 def _children(core_id: str, params: SamplingParams) -> list[tuple[str, SamplingParams]]:
-    """The n completions of a request, each a request of its own for the core. They share the prompt in the cache."""
-    if params.n == 1:
+    """The completions that a request makes, each a request of its own for the core. They share the prompt in the cache,
+    and the first brings its log-probabilities for all. A beam search is one."""
+    if params.num_candidates == 1 or params.use_beam_search:
         return [(core_id, params)]
-    seed = params.seed
+    seed, logprobs, mode = params.seed, params.logprobs, params.logprobs_mode
+    if params.num_candidates > params.n and logprobs is None and not params.logprob_token_ids:
+        logprobs, mode = 0, "raw_logprobs"  # they are ranked by it
+    others = msgspec.structs.replace(params, prompt_logprobs=None, prompt_logprob_token_ids=None)
     return [
-        (f"{i}_{core_id}", msgspec.structs.replace(params, n=1, seed=None if seed is None else seed + i))
-        for i in range(params.n)
+        (
+            f"{i}_{core_id}",
+            msgspec.structs.replace(
+                others if i else params,
+                n=1,
+                best_of=None,
+                seed=None if seed is None else seed + i,
+                logprobs=logprobs,
+                logprobs_mode=mode,
+            ),
+        )
+        for i in range(params.num_candidates)
     ]
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from octavo.core.messages import Delta, StepOutputs, Submit, Timing
+from octavo.core.messages import Beam, Delta, StepOutputs, Submit, Timing
 from octavo.core.outputs import (
     CompletionOutput,
+    FlatLogprobs,
     Logprob,
     PositionLogprobs,
     RequestMetrics,
@@ -21,8 +23,10 @@ from octavo.core.outputs import (
     TokenLogprobs,
 )
 from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 from octavo.core.request import FinishReason
 from octavo.engine.detokenizer import Detokenizer, TokenText
+from octavo.engine.prompt_logprobs import chosen_logprobs, flat_positions, prompt_positions
 from octavo.engine.stop_strings import StopStrings
 from octavo.telemetry.finished import FinishedCompletion, FinishedRequest
 from octavo.telemetry.recorder import Recorder
@@ -36,7 +40,8 @@ _CUMULATIVE, _DELTA, _FINAL_ONLY = (
 
 @dataclass(slots=True)
 class PreparedRequest:
-    """A checked request: what the core is sent (one Submit for each of its n completions), and what it goes by."""
+    """A checked request: what the core is sent (a Submit for each completion that it makes; one for a beam search), and
+    what it goes by."""
 
     request_id: str
     prompt: str | None
@@ -59,6 +64,7 @@ class Completion:
     __slots__ = (
         "_decoded",
         "_detokenizer",
+        "_num_taken",
         "_shown",
         "_stop_strings",
         "_token_text",
@@ -82,11 +88,14 @@ class Completion:
         self.index, self.request, self._token_text = index, request, token_text
         self.token_ids: list[int] = []
         self.num_tokens = 0  # all of them; token_ids may hold the untaken ones only
+        self._num_taken = 0  # of num_tokens
         self._decoded = 0  # of token_ids
         self.text = ""
         self._shown = 0  # log-probability rows that were turned into dictionaries
-        self.logprob_rows: list[TokenLogprobs | PositionLogprobs] | None = None if params.logprobs is None else []
-        self.cumulative_logprob: float | None = None if params.logprobs is None else 0.0
+        has_rows = params.logprobs is not None or bool(params.logprob_token_ids)
+        self.logprob_rows: list[TokenLogprobs | PositionLogprobs] | None = [] if has_rows else None
+        has_sum = has_rows or request.is_ranked
+        self.cumulative_logprob: float | None = 0.0 if has_sum else None
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.has_news = False
@@ -112,10 +121,10 @@ class Completion:
             stop, count = self._search(delta.token_ids[: count - silent], count)
         self.token_ids += delta.token_ids if count == len(delta.token_ids) else delta.token_ids[:count]
         self.num_tokens += count
-        if self.logprob_rows is not None and delta.logprobs:
+        if self.cumulative_logprob is not None and delta.logprobs:
             rows = delta.logprobs[:count]
-            self.logprob_rows += rows
-            assert self.cumulative_logprob is not None
+            if self.logprob_rows is not None:
+                self.logprob_rows += rows
             self.cumulative_logprob += sum(row.logprobs[0] for row in rows)
         self.has_news = True
         if stop is not None:
@@ -124,6 +133,14 @@ class Completion:
         if finish_reason is not None:
             self.finish(finish_reason, delta.stop_reason)
         return False
+
+    def set_beam(self, beam: Beam) -> None:
+        """All of it at once, from a beam search."""
+        self.token_ids, self.num_tokens = beam.token_ids, len(beam.token_ids)
+        self.cumulative_logprob = beam.cumulative_logprob
+        if self.logprob_rows is not None:
+            self.logprob_rows = list(beam.logprobs or ())
+        self.finish(FinishReason(beam.finish_reason), beam.stop_reason)
 
     def _search(self, token_ids: list[int], count: int) -> tuple[str | None, int]:
         """Decodes token by token until a stop string completes: (it, number of tokens up to there)."""
@@ -140,6 +157,15 @@ class Completion:
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
         self.finish_reason, self.stop_reason, self.has_news = reason, stop_reason, True
 
+    def is_due(self, interval: int) -> bool:
+        """Is it time for an output of what came since the last one? `interval` is in tokens; 0: only the end counts."""
+        request = self.request
+        if interval == 0:
+            return request.num_unfinished == 0
+        if interval == 1 or self.finish_reason is not None or not self._num_taken:
+            return True
+        return self.num_tokens - self._num_taken >= interval
+
     def take(self, kind: RequestOutputKind) -> CompletionOutput:
         """Everything, or with DELTA what came since the last call."""
         if self._detokenizer is not None:
@@ -154,7 +180,7 @@ class Completion:
             None if reason is None else str(reason),
             self.stop_reason,
         )
-        self.has_news = False
+        self.has_news, self._num_taken = False, self.num_tokens
         if kind is _DELTA:
             self.token_ids, self.text, self._decoded, self._shown = [], "", 0, 0
             if self.logprob_rows is not None:
@@ -183,13 +209,22 @@ class Completion:
         if finished:
             self._detokenizer = self._stop_strings = None
 
-    def _positions(self, rows: list[TokenLogprobs | PositionLogprobs]) -> list[PositionLogprobs]:
+    def _positions(self, rows: list[TokenLogprobs | PositionLogprobs]) -> list[PositionLogprobs] | FlatLogprobs:
+        if self.request.params.flat_logprobs:
+            return self._flat(rows)
         for position in range(self._shown, len(rows)):
             row = rows[position]
             if isinstance(row, TokenLogprobs):
                 rows[position] = self._dictionary(row)
         self._shown = len(rows)
         return [row for row in rows if isinstance(row, dict)]
+
+    def _flat(self, rows: Iterable[Any]) -> FlatLogprobs:
+        flat, text = FlatLogprobs(), self._token_text
+        for row in rows:
+            texts = [None if text is None else text.text_of(token_id) for token_id in row.token_ids]
+            flat.append_fast(row.token_ids, row.logprobs, row.ranks, texts)
+        return flat
 
     def _dictionary(self, row: TokenLogprobs) -> PositionLogprobs:
         text = self._token_text
@@ -208,19 +243,23 @@ class ActiveRequest:
         "error",
         "error_field",
         "error_type",
+        "interval",
         "is_listed",
+        "is_ranked",
         "metrics",
         "num_cached_tokens",
         "num_unfinished",
         "params",
         "prompt",
+        "prompt_logprobs",
+        "prompt_token_id_logprobs",
         "prompt_token_ids",
         "request_id",
         "submits",
         "trace_headers",
     )
 
-    def __init__(self, prepared: PreparedRequest, token_text: TokenText | None) -> None:
+    def __init__(self, prepared: PreparedRequest, token_text: TokenText | None, interval: int = 1) -> None:
         self.request_id, self.prompt = prepared.request_id, prepared.prompt
         self.prompt_token_ids, self.params = prepared.prompt_token_ids, prepared.params
         self.submits = prepared.submits
@@ -230,10 +269,24 @@ class ActiveRequest:
         self.error_type: str | None = None  # of octavo.errors; None: it failed while it ran
         self.error_field: str | None = None
         self.is_listed = False  # in the `changed` of the step at hand
-        self.completions = [Completion(index, self, token_text) for index in range(len(prepared.submits))]
+        params = prepared.params
+        self.interval = 0 if params.output_kind is _FINAL_ONLY else params.stream_interval or interval
+        self.is_ranked = params.num_candidates > params.n and not params.use_beam_search
+        count = params.n if params.use_beam_search else len(prepared.submits)
+        self.completions = [Completion(index, self, token_text) for index in range(count)]
         self.num_unfinished = len(self.completions)
         self.ended: list[FinishedCompletion] = []  # while somebody records them
         self.trace_headers: Mapping[str, str] = {}
+        self.prompt_logprobs: list[PositionLogprobs | None] | FlatLogprobs | None = None
+        self.prompt_token_id_logprobs: list[list[float]] | None = None
+
+    def take_prompt_rows(self, rows: PromptRows, token_text: TokenText | None) -> None:
+        params = self.params
+        if params.prompt_logprobs is not None:
+            make = flat_positions if params.flat_logprobs else prompt_positions
+            self.prompt_logprobs = make(rows, None if token_text is None else token_text.text_of)
+        if params.prompt_logprob_token_ids:
+            self.prompt_token_id_logprobs = chosen_logprobs(rows, len(params.prompt_logprob_rows(1)[0]))
 
     @property
     def finished(self) -> bool:
@@ -251,7 +304,9 @@ class ActiveRequest:
     def take(self) -> RequestOutput | None:
         """What `output_kind` asks for, covering everything since the last call; None if there is nothing."""
         kind = self.params.output_kind
-        if kind is _FINAL_ONLY:
+        if self.is_ranked:
+            ready = self._best() if self.finished else []
+        elif kind is _FINAL_ONLY:
             ready = self.completions if self.finished else []
         else:
             ready = [completion for completion in self.completions if completion.has_news]
@@ -259,6 +314,9 @@ class ActiveRequest:
             return None
         last = max([completion.last_token_time for completion in self.completions])
         self.metrics.last_token_time = last or None
+        prompt_logprobs, chosen = self.prompt_logprobs, self.prompt_token_id_logprobs
+        if kind is _DELTA:
+            self.prompt_logprobs = self.prompt_token_id_logprobs = None
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
@@ -267,15 +325,28 @@ class ActiveRequest:
             finished=self.finished,
             num_cached_tokens=self.num_cached_tokens,
             metrics=self.metrics,
+            prompt_logprobs=prompt_logprobs,
+            prompt_token_id_logprobs=chosen,
             error=self.error,
         )
 
+    def _best(self) -> list[Completion]:
+        """The n of best_of completions that the model thinks likeliest; failed ones last."""
+        failed = (FinishReason.ERROR, FinishReason.ABORT)
+        ranked = sorted(
+            self.completions, key=lambda one: (one.finish_reason in failed, -(one.cumulative_logprob or 0.0))
+        )[: self.params.n]
+        for index, completion in enumerate(ranked):
+            completion.index = index
+        return ranked
+
 
 class OutputProcessor:
-    """Routes deltas to completions. `token_text` is None where no tokenizer was loaded."""
+    """Routes deltas to completions. `token_text` is None where no tokenizer was loaded; `stream_interval` is for
+    requests that do not say theirs."""
 
-    def __init__(self, token_text: TokenText | None) -> None:
-        self.token_text = token_text
+    def __init__(self, token_text: TokenText | None, stream_interval: int = 1) -> None:
+        self.token_text, self._stream_interval = token_text, stream_interval
         self.recorder: Recorder | None = None
         self._processed = -1.0  # when the last step was taken in
         self._completions: dict[str, Completion] = {}  # by the id that the core knows
@@ -286,8 +357,8 @@ class OutputProcessor:
         return len(self._completions)
 
     def add(self, prepared: PreparedRequest) -> ActiveRequest:
-        request = ActiveRequest(prepared, self.token_text)
-        for submit, completion in zip(prepared.submits, request.completions, strict=True):
+        request = ActiveRequest(prepared, self.token_text, self._stream_interval)
+        for submit, completion in zip(prepared.submits, request.completions, strict=False):  # a beam search has one
             assert submit.request_id not in self._completions
             self._completions[submit.request_id] = completion
         return request
@@ -321,13 +392,17 @@ class OutputProcessor:
                     delta.error_type,
                     delta.error_field,
                 )
-            if completion.extend(delta):
+            if delta.prompt_rows is not None:
+                request.take_prompt_rows(delta.prompt_rows, self.token_text)
+            if request.params.use_beam_search:
+                self._end_search(request, delta, now)
+            elif completion.extend(delta):
                 result.stopped.append(delta.request_id)
             if completion.finish_reason is not None:
                 del completions[delta.request_id]
                 completion.timing = delta.timing or completion.timing
                 self._end(completion, now)
-            if not request.is_listed and (request.params.output_kind is not _FINAL_ONLY or request.num_unfinished == 0):
+            if not request.is_listed and completion.is_due(request.interval):
                 request.is_listed = True
                 result.changed.append(request)
         for request in result.changed:
@@ -351,6 +426,21 @@ class OutputProcessor:
             if self.recorder is not None:
                 self.recorder.first_token(now - request.metrics.arrival_time)
 
+    def _end_search(self, request: ActiveRequest, delta: Delta, now: float) -> None:
+        """All completions of a beam search, which ran under the id of the first; the caller ends that one."""
+        found = request.completions if delta.beams is None else request.completions[: len(delta.beams)]
+        request.num_unfinished -= len(request.completions) - len(found)
+        request.completions = found
+        for i, completion in enumerate(found):
+            if delta.beams is not None:
+                completion.set_beam(delta.beams[i])
+                completion.first_token_time = completion.last_token_time = now
+            else:
+                completion.extend(delta)
+            if i:
+                completion.timing = delta.timing
+                self._end(completion, now)
+
     def _end(self, completion: Completion, now: float) -> None:
         request = completion.request
         request.num_unfinished -= 1
@@ -361,11 +451,11 @@ class OutputProcessor:
         """Ends what is unfinished of them with finish reason "abort". Returns the ids that the core must abort."""
         aborted, now = [], time.monotonic()
         for request in requests:
-            for submit, completion in zip(request.submits, request.completions, strict=True):
-                if self._completions.pop(submit.request_id, None) is not None:
+            aborted += [one.request_id for one in request.submits if self._completions.pop(one.request_id, None)]
+            for completion in request.completions:
+                if completion.finish_reason is None:
                     completion.finish(FinishReason.ABORT)
                     self._end(completion, now)
-                    aborted.append(submit.request_id)
         return aborted
 
 

@@ -35,7 +35,7 @@ from octavo.core.messages import (
 )
 from octavo.core.request import FinishReason
 from octavo.core.wire import MalformedMessage, ToCore, decode_to_frontend, encode
-from octavo.errors import EngineDead, EngineRestarting, EngineStarting, Unavailable
+from octavo.errors import EngineDead, EngineRestarting, EngineStarting, InvalidRequest, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -103,9 +103,17 @@ class ProcessClient:
     # ---- EngineClient
 
     def add(self, submit: Submit) -> None:
-        """What the core refuses comes back as a delta with its `error_type`. Raises EngineDead."""
+        """What the core refuses comes back as a delta with its `error_type`. Raises EngineDead, and InvalidRequest
+        for what cannot be sent."""
         if self.death is not None:
             raise EngineDead(str(self.death))
+        for i, processor in enumerate(submit.params.logits_processors or ()):
+            if callable(processor):
+                raise InvalidRequest(
+                    f"logits_processors[{i}]: a callable cannot be sent to the engine's process: name one that is "
+                    "registered there (request_logits_processors), or use LLM or AsyncEngine in one process",
+                    "logits_processors",
+                )
         assert submit.request_id not in self._waiting and submit.request_id not in self._begun
         waiting = self._waiting[submit.request_id] = _Waiting(submit)
         if self._socket is not None:

@@ -1,4 +1,5 @@
-"""After a failed step: who was it? Suspects run apart from the others until they are cleared or found guilty."""
+"""After a failed step. Was it too large? Then steps are smaller for a while. Else, who was it? Suspects run apart from
+the others until they are cleared or found guilty."""
 
 from __future__ import annotations
 
@@ -68,3 +69,30 @@ class Quarantine:
 
     def _start(self) -> None:
         self._unproven = set(self._groups[0]) if self._groups else set()
+
+
+class StepLimit:
+    """How many tokens a step may have: `most`, but fewer after one that ran out of memory, until many have not."""
+
+    PATIENCE = 256  # steps; twice as many after each failure
+
+    def __init__(self, most: int) -> None:
+        self.most = self.tokens = most
+        self._least = min(most, 16)
+        self._patience = self.PATIENCE
+        self._passed = 0
+
+    def fail(self, num_tokens: int) -> bool:
+        """A step of so many ran out of memory. False if it can hardly have been too large."""
+        if num_tokens <= self._least:
+            return False
+        self.tokens = max(self._least, min(self.tokens, num_tokens) // 2)
+        self._patience, self._passed = 2 * self._patience, 0
+        return True
+
+    def passed(self) -> None:
+        """A step did not."""
+        if self.tokens < self.most:
+            self._passed += 1
+            if self._passed >= self._patience:
+                self.tokens, self._passed = min(self.most, 2 * self.tokens), 0

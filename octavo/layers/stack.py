@@ -106,6 +106,11 @@ class CausalLM(nn.Module):
         """Whether every backend takes padded steps. Known once caches are bound."""
         return all(backend.is_capturable for backend in self._backends.values())
 
+    @property
+    def reads_shared_prefix(self) -> bool:
+        """Whether any backend does. Known once caches are bound."""
+        return any(backend.reads_shared_prefix for backend in self._backends.values())
+
     def graph_key(self, step: StepContext) -> Hashable:
         return tuple(backend.graph_key(step) for backend in self._backends.values())
 

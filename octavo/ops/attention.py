@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from octavo.ops.dispatch import bound
+
+
+@dataclass(frozen=True)
+class PrefixGroups:
+    """Rows that share leading blocks, on the device and padded: an empty group has equal starts. A row is in one group
+    at most, its queries come after the prefix, and the groups' blocks are equal in the rows' block tables."""
+
+    rows: torch.Tensor  # [<= R] int32: the rows of the batch, group by group
+    group_start: torch.Tensor  # [G + 1] int32, into `rows`
+    blocks: torch.Tensor  # [G] int32: how many blocks are shared
+    tokens: int  # query tokens of any of these rows, at most
 
 
 def paged_attention(

@@ -3,7 +3,8 @@ memory a step takes, how a device is put right after a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,33 @@ def _send(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
+def pins_memory(device: torch.device) -> bool:
+    """Do uploads start from pinned memory?"""
+    return device.type != "cpu"
+
+
+def same_stream(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """For another thread: within this, what it submits queues behind what the caller has submitted."""
+    if device.type == "cpu":
+        return nullcontext
+    stream = torch.cuda.current_stream(device)
+    return lambda: torch.cuda.stream(stream)
+
+
 def recover(device: torch.device) -> None:
     """After a failure: waits for what still runs and gives unused memory back. Raises what the device raises if it is
     lost."""
     if device.type != "cpu":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Said by torch's allocator, by the driver, or by a vendor's library of its own allocations."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "ALLOC_FAILED" in text)
 
 
 class PeakMemory:

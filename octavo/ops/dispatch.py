@@ -19,7 +19,13 @@ log = logging.getLogger(__name__)
 Function = Callable[..., Any]
 
 SPECIFICATION = "torch"
-_packages: dict[str, str] = {SPECIFICATION: "octavo.ops.torch", "triton": "octavo.ops.triton", "cpu": "octavo.ops.cpu"}
+_packages: dict[str, str] = {
+    SPECIFICATION: "octavo.ops.torch",
+    "triton": "octavo.ops.triton",
+    "cpu": "octavo.ops.cpu",
+    "invariant": "octavo.ops.invariant",
+    "triton_invariant": "octavo.ops.triton.invariant",
+}
 _loaded: dict[str, Mapping[str, Function]] = {}
 _absent: dict[str, str] = {}
 _chosen: dict[str, str] = {}

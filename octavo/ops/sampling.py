@@ -94,3 +94,13 @@ def gather_logprobs(logits_SV: Tensor, token_ids_S: Tensor, num_top: int) -> tup
     likelier tokens.
     """
     return bound.gather_logprobs(logits_SV, token_ids_S, num_top)
+
+
+def log_mass(logits_SV: Tensor) -> Tensor:
+    """log(sum(exp(logits))) of each row, [S, 1]: what a logit is more than its log-probability."""
+    return bound.log_mass(logits_SV)
+
+
+def token_ranks(logits_SV: Tensor, token_ids_SM: Tensor) -> Tensor:
+    """Int64 [S, M]: 1 + the number of strictly likelier tokens, of M tokens of each row."""
+    return bound.token_ranks(logits_SV, token_ids_SM)

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from octavo.config.env import thread_limit
-from octavo.platforms.platform import Platform
+from octavo.platforms.platform import Kernels, Platform
 
 # Flags of /proc/cpuinfo that kernels ask for: x86, then Arm.
 INSTRUCTION_SETS = (
@@ -42,6 +42,9 @@ INSTRUCTION_SETS = (
 
 # A sum this large in a cgroup v1 file means "no limit": the largest page-aligned signed 64-bit number, or near it.
 _NO_LIMIT = 1 << 60
+
+
+INVARIANT = Kernels(lambda query: ("fixed_split",), ("invariant", "cpu", "torch"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def platform(root: Path = Path("/")) -> Platform:
         memory_info=lambda: memory_info(root),
         worker="octavo.worker.worker:Worker",
         default_options={"max_num_batched_tokens": 2048, "max_num_seqs": 256, "gpu_memory_utilization": 0.5},
+        invariant=INVARIANT,
     )
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.platforms import cpu
-from octavo.platforms.platform import Platform
+from octavo.platforms.platform import Kernels, Platform
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 _LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 _LARGE = 64 * 10**9  # bytes: cards for servers
+
+INVARIANT = Kernels(lambda query: ("triton_fixed_split",), ("triton_invariant", "triton", "torch"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def platform() -> Platform | None:
             "max_num_seqs": 1024 if is_large else 256,
             "gpu_memory_utilization": 0.92,
         },
+        invariant=INVARIANT,
     )
 
 

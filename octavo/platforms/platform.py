@@ -7,6 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from octavo.core.facts import PlatformFacts
+from octavo.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A choice of kernels."""
+
+    attention_order: Callable[[Any], tuple[str, ...]]  # AttentionQuery -> names of backends, best first
+    op_order: tuple[str, ...]  # implementations of ops, best first; "torch" is always last
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,15 @@ class Platform:
     limits: Mapping[str, int] = field(default_factory=dict)  # what hardware bounds, by name
     has_block_kernels: bool = False  # that compute on a GGUF file's quantised blocks
     cpus: tuple[int, ...] = ()  # logical CPUs that threads are pinned to, one for each of num_threads
+    invariant: Kernels | None = None  # those whose result for a row does not depend on the rows beside it
+
+    def kernels(self, batch_invariant: bool) -> Kernels:
+        """Raises ConfigurationError where the invariant ones are asked for and there are none."""
+        if not batch_invariant:
+            return Kernels(self.attention_order, self.op_order)
+        if self.invariant is None:
+            raise ConfigurationError(f"batch_invariant: there are no such kernels for {self.name}")
+        return self.invariant
 
     def facts(self) -> PlatformFacts:
         """What `config/resolve.py` needs of it."""
@@ -46,4 +64,5 @@ class Platform:
             shares_memory=self.shares_memory,
             default_options=self.default_options,
             has_block_kernels=self.has_block_kernels,
+            has_invariant_kernels=self.invariant is not None,
         )

@@ -6,14 +6,14 @@ to a bucket, so that a captured graph can read them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from octavo.attention.backend import GroupStep, StepContext
+from octavo.core.buckets import Buckets
 from octavo.core.step import StepPlan
 from octavo.ops.batch import build_batch
 from octavo.ops.device import upload_array
@@ -34,6 +34,7 @@ class Batch:
     sampled_rows: torch.Tensor  # [S] int64: rows of the table
     sampled_rows_host: list[int]
     bucket: tuple[int, int] | None = None  # tokens and rows with padding; None: not padded
+    scored: dict[str, tuple[int, int]] = field(default_factory=dict)  # prompt positions to score, as planned
 
 
 class Builder(Protocol):
@@ -183,41 +184,6 @@ class BatchBuilder:
             self._row_of_token = torch.repeat_interleave(shape.counts, output_size=num_tokens)
             self._token_rows = shape.rows[self._row_of_token]
         self._query_start = upload_array(shape.starts_np.astype(np.int32), device)
-
-
-class Buckets:
-    """The sizes that steps are padded to. Steps of one token a row have as many tokens as rows; others have close
-    sizes of tokens, and few of rows."""
-
-    def __init__(self, max_rows: int, max_tokens: int, largest: int = 8192) -> None:
-        self.decode = _up_to(max_rows, [1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 1025, 32)])
-        self.mixed_tokens = _up_to(min(max_tokens, largest), _close_sizes(largest))
-        self.mixed_rows = _up_to(max_rows, [16, 64, 256, 1024])
-
-    def fit(self, num_tokens: int, num_rows: int) -> tuple[int, int] | None:
-        """(tokens, rows) of the smallest bucket; None if there is none so large."""
-        if num_tokens == num_rows:
-            rows = _least(self.decode, num_rows)
-            return None if rows is None else (rows, rows)
-        tokens, rows = _least(self.mixed_tokens, num_tokens), _least(self.mixed_rows, num_rows)
-        return None if tokens is None or rows is None else (tokens, rows)
-
-
-def _least(sizes: Sequence[int], wanted: int) -> int | None:
-    return next((size for size in sizes if size >= wanted), None)
-
-
-def _up_to(limit: int, sizes: list[int]) -> list[int]:
-    return [*(size for size in sizes if size < limit), limit] if limit <= sizes[-1] else sizes
-
-
-def _close_sizes(largest: int) -> list[int]:
-    """At most an eighth apart, multiples of 16."""
-    sizes = [16]
-    while sizes[-1] < largest:
-        step = max(16, 1 << max(0, sizes[-1].bit_length() - 4))
-        sizes.append(min(largest, sizes[-1] + step))
-    return sizes
 
 
 class StaticBatchBuilder:

@@ -18,6 +18,10 @@ class Model(Protocol):
     def is_capturable(self) -> bool:
         """Whether steps may be padded, and their forward captured."""
 
+    @property
+    def reads_shared_prefix(self) -> bool:
+        """Whether attention makes use of rows that share leading blocks."""
+
     def cache_specs(self) -> Mapping[str, CacheSpec]:
         """What each stateful layer keeps, by the layer's name, in layer order."""
 

@@ -12,7 +12,7 @@ from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
 from octavo.runner.batch import Batch, Builder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.finish import Finish
-from octavo.runner.graphs import Computed, Graphs
+from octavo.runner.graphs import Computed, Graphs, GraphTotals
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
 
@@ -66,6 +66,7 @@ class ModelRunner:
             for row, request in zip(added, plan.new_rows, strict=True):
                 part.add(row, request)
         batch = self._batches.build(plan)
+        batch.scored = plan.scored
         for extension in self._extensions:
             extension.build(batch, plan)
         computed = self._graphs.run(batch, self._graph_key(batch), self._compute)
@@ -111,3 +112,11 @@ class ModelRunner:
             for part in self._row_owners:
                 part.remove(row)
         self.table.clear()
+
+    def graph_totals(self) -> GraphTotals:
+        return self._graphs.totals()
+
+    def release(self) -> None:
+        """The same, and captured graphs are given back: while the device's libraries are there to do it."""
+        self.reset()
+        self._graphs.release()

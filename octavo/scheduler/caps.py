@@ -9,6 +9,7 @@ from octavo.core.hooks import PlanView, Round
 from octavo.core.request import Request
 
 UNLIMITED = 1 << 60
+MAX_STEP_ROW_BYTES = 1 << 26  # log-probabilities of prompts, on their way from the device
 MAX_SHARES = 8  # long prompts that advance in one step
 
 
@@ -77,6 +78,26 @@ class FairShare:
             return 0
         quantum, level = self._levels.get(request.priority, (0, UNLIMITED))
         return UNLIMITED if demand <= quantum else level
+
+
+class PromptLogprobRows:
+    """Bounds what a step brings of prompts' log-probabilities: rows of a whole vocabulary are large."""
+
+    def __init__(self, max_bytes: int = MAX_STEP_ROW_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._share = max_bytes
+
+    def begin(self, plan: PlanView, competition: Round) -> None:
+        prompts = (*competition.prompts, *competition.candidates)
+        num_asking = sum(1 for request in prompts if request.scores is not None and not request.scores.is_planned)
+        self._share = self._max_bytes // max(1, num_asking)
+
+    def __call__(self, request: Request, plan: PlanView) -> int:
+        scores = request.scores
+        if scores is None or scores.is_planned:
+            return UNLIMITED
+        most = max(1, self._share // scores.row_bytes)
+        return max(0, most - plan.num_scheduled.get(request.request_id, 0))
 
 
 class StateBorders:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from octavo.cache.manager import CacheManager
 from octavo.core.messages import StepShare
+from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
 from octavo.core.step import BlockIds, NewRow, StepPlan
 
@@ -32,6 +33,7 @@ class PlanBuilder:
         self.budget_left = token_budget
         self.num_scheduled: dict[str, int] = {}
         self.sampled: list[Request] = []
+        self.scored: dict[str, tuple[int, int]] = {}
         self.preempted: list[Request] = []
         self.num_cached_tokens = 0
         self.num_prefill_tokens = 0
@@ -83,9 +85,18 @@ class PlanBuilder:
         self.num_scheduled[request_id] = self.num_scheduled.get(request_id, 0) + num_tokens
         self.budget_left -= num_tokens
         request.num_computed_tokens += num_tokens
+        if request.scores is not None:
+            self._score(request, request.scores, num_tokens)
         if request.num_computed_tokens == request.num_expected_tokens:
             request.num_expected_tokens += 1
             self.sampled.append(request)
+
+    def _score(self, request: Request, scores: PromptScores, num_tokens: int) -> None:
+        positions = scores.plan(request.num_computed_tokens - num_tokens, request.num_computed_tokens)
+        if positions is not None:
+            first, end = positions
+            first = self.scored.get(request.request_id, positions)[0]  # of the step's first grant
+            self.scored[request.request_id] = first, end
 
     def finish(self, removed: list[str], cache: CacheManager) -> StepPlan:
         total = sum(self.num_scheduled.values())
@@ -113,4 +124,5 @@ class PlanBuilder:
             self._skipped,
             [request.request_id for request in self.sampled],
             cache.take_copies(),
+            scored=self.scored,
         )

@@ -4,10 +4,13 @@ prefill phase and no decode phase."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+
+import msgspec
 
 from octavo.cache.manager import CacheManager
 from octavo.config.engine_config import SchedulerConfig
@@ -18,17 +21,19 @@ from octavo.core.step import StepPlan, StepResult
 from octavo.errors import InvalidRequest
 from octavo.scheduler.plan_builder import CatchUps, PlanBuilder
 from octavo.scheduler.queues import QUEUES, RequestQueue
-from octavo.scheduler.stopping import set_finished
+from octavo.scheduler.shared_prefixes import SharedPrefixes
+from octavo.scheduler.stopping import repeats_itself, set_finished
 
-GONE = -1  # the epoch of requests that have ended
+GONE = sys.maxsize  # the epoch of requests that have ended: after all others
 
 
 @dataclass(slots=True)
 class Planned:
-    """What the scheduler remembers of a step in flight. `sampled` and `epochs` are parallel to the plan's `sampled`."""
+    """What the scheduler remembers of a step in flight. `sampled` is parallel to the plan's. Requests whose epoch is
+    not before `end` have started over or ended since the step was planned."""
 
     sampled: list[Request]
-    epochs: list[int]
+    end: int
     num_prefill_tokens: int
     num_cached_tokens: int
     num_preempted: int
@@ -37,6 +42,7 @@ class Planned:
     num_deferred: int = 0
     first_tokens: list[tuple[Request, int]] = field(default_factory=list)  # brought to their first token; their epochs
     shares: list[StepShare] | None = None
+    scored: list[tuple[Request, int]] = field(default_factory=list)  # whose prompts it scores; their epochs
     num_generated_tokens: int = 0  # from here on: known after the update
     num_prompt_tokens: int = 0
     num_prompt_tokens_cached: int = 0
@@ -47,8 +53,14 @@ class Scheduler:
     preempted, so a victim is never part of the plan that needs its blocks."""
 
     def __init__(
-        self, config: SchedulerConfig, cache: CacheManager, caps: Sequence[TokenCap], gates: Sequence[Gate] = ()
+        self,
+        config: SchedulerConfig,
+        cache: CacheManager,
+        caps: Sequence[TokenCap],
+        gates: Sequence[Gate] = (),
+        shared_prefixes: SharedPrefixes | None = None,
     ) -> None:
+        self.token_budget = config.max_num_batched_tokens  # of a step; whoever finds it too much may lower it
         self.config = config
         self.cache = cache
         self.requests: dict[str, Request] = {}
@@ -58,6 +70,7 @@ class Scheduler:
         self._prompts: dict[str, Request] = {}  # the running ones with more than one token to compute
         self._caps = caps
         self._gates = gates
+        self._shared_prefixes = shared_prefixes  # where attention can use them
         self._planned: dict[int, Planned] = {}
         self._removed: list[str] = []  # rows that the next plan drops
         self._carried = CatchUps()  # gains that the next plan reports
@@ -112,6 +125,8 @@ class Scheduler:
         self._next_epoch += 1
         request.num_expected_tokens = request.num_tokens
         request.num_computed_tokens = 0
+        if request.scores is not None:
+            request.scores.restart()
 
     # planning
 
@@ -119,7 +134,7 @@ class Scheduler:
         """The next step's plan; None if there is nothing to compute. `only` restricts it to these requests."""
         if not self.requests:
             return None
-        plan = PlanBuilder(self._next_step, self.config.max_num_batched_tokens, self._carried)
+        plan = PlanBuilder(self._next_step, self.token_budget, self._carried)
         self.cache.begin(plan.step_id)
         self._make_room_for_urgent(plan, only)
         for is_fair in (True, False):
@@ -145,7 +160,7 @@ class Scheduler:
         self._carried = CatchUps()
         self._planned[plan.step_id] = Planned(
             plan.sampled,
-            [request.epoch for request in plan.sampled],
+            self._next_epoch,
             plan.num_prefill_tokens,
             plan.num_cached_tokens,
             len(plan.preempted),
@@ -154,8 +169,13 @@ class Scheduler:
             self._num_deferred,
             plan.first_tokens,
             plan.shares(self.requests) if self.is_watched else None,
+            [(self.requests[name], self.requests[name].epoch) for name in plan.scored],
         )
-        return plan.finish(removed, self.cache)
+        step = plan.finish(removed, self.cache)
+        if self._shared_prefixes is not None:
+            num_tokens = plan.token_budget - plan.budget_left
+            step.shared_prefix = self._shared_prefixes.groups(plan.num_scheduled, num_tokens, len(self.running))
+        return step
 
     def _candidates(self, plan: PlanBuilder, only: Collection[str] | None) -> list[Request]:
         """The waiting requests that could start now."""
@@ -185,10 +205,10 @@ class Scheduler:
         # in plenty nobody can be refused, so rows that enter a new block are served together, after the others
         is_plenty = self.cache.has_plenty(2 * len(self.running) + plan.budget_left // block_size)
         entering: list[Request] = []
-        at = 0
-        while at < len(self.running) and plan.budget_left:
-            request = self.running[at]
-            at += 1
+        budget_left = plan.budget_left
+        for request in self.running:  # preempting takes from its end only
+            if not budget_left:
+                break
             if only is not None and request.request_id not in only:
                 continue
             computed, expected = request.num_computed_tokens, request.num_expected_tokens
@@ -198,15 +218,18 @@ class Scheduler:
                 has_room = computed % block_size
                 if has_room or is_plenty:
                     scheduled[request.request_id] = 1
-                    plan.budget_left -= 1
+                    budget_left -= 1
                     request.num_computed_tokens = expected
                     request.num_expected_tokens = expected + 1
                     sampled.append(request)
                     if not has_room:
                         entering.append(request)
                     continue
+            plan.budget_left = budget_left
             if not self._advance(request, plan, may_preempt=True):
                 return
+            budget_left = plan.budget_left
+        plan.budget_left = budget_left
         if entering:
             for request, block_ids in zip(entering, self.cache.enter_next_blocks(entering, plan.step_id), strict=True):
                 plan.append_blocks(request, block_ids)
@@ -291,8 +314,11 @@ class Scheduler:
         self.cache.register(request, plan.step_id)
         if request.num_computed_tokens + 1 < request.num_expected_tokens:
             self._prompts[request.request_id] = request
-        elif is_prompt:
+            return
+        if is_prompt:
             self._prompts.pop(request.request_id, None)
+        if self._shared_prefixes is not None:
+            self._shared_prefixes.join(request)
 
     # preemption
 
@@ -346,6 +372,8 @@ class Scheduler:
         request = self.requests.get(request_id)
         if request is not None and request.status is RequestStatus.RUNNING:
             self.cache.forget(request)
+            if request.scores is not None:
+                request.scores.forget()
             self._preempt(request, is_sound=False)
 
     def preempt_all(self) -> None:
@@ -364,12 +392,16 @@ class Scheduler:
         planned = self._planned.pop(plan.step_id)
         deltas: list[Delta] = []
         ended: list[Request] = []
-        failed, logprobs = result.failed, result.logprobs
+        logprobs = result.logprobs
+        failed = {**result.failed, **result.refused} if result.refused else result.failed
         now = time.monotonic()
+        if planned.scored:
+            self._take_scores(planned, result)
         starting = self._note_first_tokens(planned, failed, now)
         dropped = 0
-        for request, epoch, token_id in zip(planned.sampled, planned.epochs, result.token_ids, strict=True):
-            if request.epoch != epoch or (failed and request.request_id in failed):
+        end = planned.end
+        for request, token_id in zip(planned.sampled, result.token_ids, strict=True):
+            if request.epoch >= end or (failed and request.request_id in failed):
                 dropped += 1
                 continue
             token_ids = request.token_ids
@@ -380,6 +412,7 @@ class Scheduler:
                 len(token_ids) >= request.max_total_tokens
                 or token_id in request.eos_token_ids
                 or token_id in request.stop_token_ids
+                or (request.detection is not None and repeats_itself(request))
             ):
                 set_finished(request)
                 ended.append(request)
@@ -389,9 +422,10 @@ class Scheduler:
                 is_first = starting and len(token_ids) == request.num_prompt_tokens + 1
                 timing = _timing(request, now) if is_first else None
                 cached = request.num_cached_tokens
-                deltas.append(
-                    Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=cached, timing=timing)
-                )
+                delta = Delta(request.request_id, [token_id], logprobs=given, num_cached_tokens=cached, timing=timing)
+                if is_first and request.scores is not None:
+                    delta = msgspec.structs.replace(delta, prompt_rows=request.scores.take())
+                deltas.append(delta)
         planned.num_generated_tokens = len(planned.sampled) - dropped
         if ended:
             gone = {id(request) for request in ended}
@@ -410,7 +444,17 @@ class Scheduler:
                 planned.num_prompt_tokens += request.num_prompt_tokens
                 planned.num_prompt_tokens_cached += request.num_cached_tokens
                 starting = True
+                if request.scores is not None:
+                    self.cache.note_scores(request, request.scores)  # with all checkpoints that its prompt has left
         return starting
+
+    def _take_scores(self, planned: Planned, result: StepResult) -> None:
+        """Log-probabilities of prompts: to whom they belong, and to the prefix cache."""
+        for request, epoch in planned.scored:
+            if request.epoch == epoch and request.request_id not in result.failed:
+                assert request.scores is not None
+                request.scores.add(result.prompt_rows[request.request_id])
+                self.cache.note_scores(request, request.scores)
 
     def _retire(self, request: Request, has_row: bool) -> None:
         del self.requests[request.request_id]
@@ -426,6 +470,8 @@ class Scheduler:
         self.cache.release(request, is_sound)
         self._prompts.pop(request.request_id, None)
         self._carried.drop(request.request_id)
+        if self._shared_prefixes is not None:
+            self._shared_prefixes.leave(request.request_id)
 
     def _last_delta(self, request: Request, new_token_ids: list[int], now: float) -> Delta:
         token_ids = new_token_ids if request.streams else request.token_ids[request.num_prompt_tokens :]
@@ -438,6 +484,7 @@ class Scheduler:
             logprobs=request.logprobs or None,
             num_cached_tokens=max(0, request.num_cached_tokens),
             timing=_timing(request, now),
+            prompt_rows=None if request.scores is None else request.scores.take(),
         )
 
 

@@ -145,5 +145,7 @@ class TokenCounts:
         if with_cached:
             usage["prompt_tokens_details"] = {"cached_tokens": self.num_cached}
         if self.num_reasoning:
-            usage["completion_tokens_details"] = {"reasoning_tokens": self.num_reasoning}
+            # counted in the text, which may have more tokens than it came from
+            reasoning = min(self.num_reasoning, self.num_completion)
+            usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
         return usage

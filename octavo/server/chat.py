@@ -14,13 +14,18 @@ from octavo.core.outputs import CompletionOutput
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.answer import Answer, TokenCounts, new_answer
-from octavo.server.logprobs import TokenNames, chat_logprobs
+from octavo.server.logprobs import (
+    TokenNames,
+    chat_logprobs,
+    prompt_logprobs,
+    refuse_prompt_logprobs_in_stream,
+)
 from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
 from octavo.server.prompts import PreparedPrompt, conversation_from, prepare_conversation, truncate
 from octavo.server.protocol.chat import ChatCompletionRequest, ChatCompletionResponse
 from octavo.server.protocol.fields import StreamOptions
 from octavo.server.routing import STREAMED, make_router
-from octavo.server.sampling import make_params, not_supported, refuse_unsupported
+from octavo.server.sampling import make_params, refuse_unsupported
 from octavo.server.sse import DONE, answer_whole, data, open_stream
 from octavo.server.state import ServedModel, ServerState, engine_id, public_id, served_model, state_of
 from octavo.server.structured import ForcedTools, after_thinking, form_of
@@ -80,7 +85,8 @@ class ChatJob:
     def logprobs(self, completion: CompletionOutput) -> dict[str, Any] | None:
         if completion.logprobs is None:
             return None
-        entries = chat_logprobs(completion.logprobs, completion.token_ids, self.body.top_logprobs or 0, self.names)
+        num_top, named = self.body.top_logprobs or 0, self.body.logprob_token_ids
+        entries = chat_logprobs(completion.logprobs, completion.token_ids, num_top, self.names, named)
         return {"content": entries}
 
 
@@ -89,6 +95,7 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
     model = served.name_for(body.model)
     refuse_unsupported(body)
     check_stream_options(body.stream, body.stream_options)
+    refuse_prompt_logprobs_in_stream(body, body.stream)
     forced = forced_tools(body.tool_choice, body.parallel_tool_calls)
     tools = chosen_tools(body, served, forced)
     conversation = conversation_from(body, body.messages, reasoning_effort=body.reasoning_effort)
@@ -112,6 +119,7 @@ async def prepare(body: ChatCompletionRequest, served: ServedModel, answer_id: s
         logprobs=num_logprobs(body, served.engine.inputs.limits.max_logprobs),
         stream=bool(body.stream),
         parser=served.new_parser(tools, False, forced),
+        ends_in_reasoning=prompt.ends_in_reasoning,
         form=after_thinking(form, served, prompt.ends_in_reasoning),
     )
     as_ids = bool(body.return_tokens_as_token_ids or served.options.return_tokens_as_token_ids)
@@ -149,10 +157,37 @@ def forced_tools(choice: str | dict[str, Any] | None, parallel: bool | None) -> 
         case {"type": "function", "function": {"name": str(name)}}:
             return ForcedTools(name)
         case {"type": "allowed_tools"}:
-            raise not_supported("tool_choice", ' of type "allowed_tools"')
+            mode, _ = allowed_tools(choice)
+            return ForcedTools(None, parallel is not False) if mode == "required" else None
     raise InvalidParameter(
         "tool_choice", choice, 'none, auto, required or {"type": "function", "function": {"name": ...}}'
     )
+
+
+def allowed_tools(choice: Any) -> tuple[str, list[str]]:
+    """The mode, auto or required, and the names of a tool_choice of type allowed_tools. Chat completions have both in
+    an object of its own, Responses have not."""
+    inner = choice.get("allowed_tools", choice)
+    match inner:
+        case {"mode": "auto" | "required" as mode, "tools": [_, *_] as tools}:
+            names = [tool.get("function", tool).get("name") for tool in tools if isinstance(tool, dict)]
+            if len(names) == len(tools) and all(isinstance(name, str) for name in names):
+                return mode, names
+    raise InvalidParameter("tool_choice", choice, "allowed_tools with a mode (auto or required) and tools with names")
+
+
+def only_allowed(tools: list[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
+    """The tools that a tool_choice leaves, where it names several."""
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return tools
+    _, names = allowed_tools(choice)
+    known = {tool["function"]["name"] for tool in tools}
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(
+                f"tool_choice allows the tool {name!r}, but tools has {', '.join(known)}", "tool_choice"
+            )
+    return [tool for tool in tools if tool["function"]["name"] in names]
 
 
 def chosen_tools(
@@ -163,7 +198,8 @@ def chosen_tools(
         return None
     if forced is None:
         require_tool_calls(served)
-    return [tool.model_dump(exclude_unset=True) | {"type": "function"} for tool in body.tools]
+    tools = [tool.model_dump(exclude_unset=True) | {"type": "function"} for tool in body.tools]
+    return only_allowed(tools, body.tool_choice)
 
 
 def require_tool_calls(served: ServedModel) -> None:
@@ -196,6 +232,7 @@ async def complete(job: ChatJob, state: ServerState) -> ChatCompletionResponse:
             "model": job.model,
             "choices": choices,
             "usage": counts.openai(job.served.options.enable_prompt_tokens_details),
+            **prompt_logprobs(final, is_wanted=True),
             "prompt_token_ids": job.prompt.token_ids if job.body.return_token_ids else None,
             "prompt_text": job.prompt.text if job.body.return_prompt_text else None,
         }

@@ -10,13 +10,18 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from octavo.core.outputs import CompletionOutput, RequestOutput
+from octavo.core.outputs import CompletionOutput, FlatLogprobs, PositionLogprobs, RequestOutput
 from octavo.core.params import SamplingParams
 from octavo.engine.inputs import split_prompts
 from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.answer import TokenCounts
 from octavo.server.chat import check_stream_options
-from octavo.server.logprobs import TokenNames, completion_logprobs
+from octavo.server.logprobs import (
+    TokenNames,
+    completion_logprobs,
+    prompt_logprobs,
+    refuse_prompt_logprobs_in_stream,
+)
 from octavo.server.merging import merge
 from octavo.server.prompts import PreparedPrompt, prepare_ids, prepare_text, truncate
 from octavo.server.protocol.completions import CompletionRequest, CompletionResponse
@@ -51,7 +56,8 @@ class CompletionJob:
     prompts: list[PreparedPrompt]
     params: list[SamplingParams]  # one for each prompt
     names: TokenNames
-    generates: bool  # False: the echo is all
+    is_echo: bool  # the prompt is all of the answer
+    generates: bool  # False: what is known of the prompt is enough
     created: int = field(default_factory=lambda: int(time.time()))
 
     def generate(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
@@ -75,11 +81,30 @@ class CompletionJob:
             prompt.text = self.served.engine.get_tokenizer().decode(prompt.token_ids, skip_special_tokens=False)
         return prompt.text
 
-    def logprobs(self, completion: CompletionOutput, offset: int) -> tuple[dict[str, Any] | None, int]:
-        if completion.logprobs is None:
+    @property
+    def echoes_logprobs(self) -> bool:
+        return bool(self.body.echo) and self.body.logprobs is not None
+
+    def logprobs(
+        self, completion: CompletionOutput, offset: int, echoed: Echoed | None = None
+    ) -> tuple[dict[str, Any] | None, int]:
+        """With `echoed`, that prompt's come first: then `offset` is of its beginning."""
+        if self.body.logprobs is None:
             return None, offset
-        num_top = self.body.logprobs or 0
-        return completion_logprobs(completion.logprobs, completion.token_ids, num_top, self.names, offset)
+        positions: list[PositionLogprobs | None] = list(completion.logprobs or ())
+        token_ids = completion.token_ids
+        if echoed is not None:
+            positions, token_ids = [*echoed.positions, *positions], [*echoed.token_ids, *token_ids]
+        named = self.body.logprob_token_ids
+        return completion_logprobs(positions, token_ids, self.body.logprobs, self.names, offset, named)
+
+
+@dataclass
+class Echoed:
+    """A prompt whose log-probabilities go before those of the answer."""
+
+    token_ids: list[int]
+    positions: list[PositionLogprobs | None] | FlatLogprobs
 
 
 async def prepare(body: CompletionRequest, served: ServedModel, answer_id: str) -> CompletionJob:
@@ -94,7 +119,11 @@ async def prepare(body: CompletionRequest, served: ServedModel, answer_id: str) 
     ]
     if not prompts:
         raise InvalidRequest("prompt must have at least one prompt, got none", "prompt")
-    generates = not (body.echo and body.max_tokens == 0)
+    is_echo = bool(body.echo) and body.max_tokens == 0
+    asked = body
+    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+        asked = body.model_copy(update={"prompt_logprobs": body.logprobs})
+    generates = not is_echo or asked.prompt_logprobs is not None or asked.prompt_logprob_token_ids is not None
     params = []
     format = None if body.response_format is None else body.response_format.model_dump(exclude_unset=True)
     form = form_of(body, format=format)
@@ -102,19 +131,20 @@ async def prepare(body: CompletionRequest, served: ServedModel, answer_id: str) 
         truncate(prompt, body, served, body.max_tokens)
         params.append(
             make_params(
-                body,
+                asked,
                 served,
                 num_prompt_tokens=len(prompt.token_ids),
-                max_tokens=body.max_tokens if generates else 1,
+                max_tokens=1 if is_echo else body.max_tokens,
                 n=body.n,
                 logprobs=body.logprobs,
                 stream=bool(body.stream),
+                ends_in_reasoning=prompt.ends_in_reasoning,
                 form=form,
             )
         )
     as_ids = bool(body.return_tokens_as_token_ids or served.options.return_tokens_as_token_ids)
     names = TokenNames(served.engine.outputs.token_text, as_ids)
-    return CompletionJob(answer_id, model, body, served, prompts, params, names, generates)
+    return CompletionJob(answer_id, model, body, served, prompts, params, names, is_echo, generates)
 
 
 def _refuse(body: CompletionRequest) -> None:
@@ -122,10 +152,7 @@ def _refuse(body: CompletionRequest) -> None:
     check_stream_options(body.stream, body.stream_options)
     if body.suffix:
         raise not_supported("suffix")
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise not_supported("best_of", f", except as much as n: got {body.best_of}")
-    if body.logprobs is not None and body.echo:
-        raise not_supported("echo", " together with logprobs, which would be the prompt's")
+    refuse_prompt_logprobs_in_stream(body, body.stream)
     if body.max_tokens is not None and body.max_tokens < 1 and not (body.echo and body.max_tokens == 0):
         raise InvalidParameter("max_tokens", body.max_tokens, "at least 1 (0 with echo)")
 
@@ -136,16 +163,18 @@ async def complete(job: CompletionJob, state: ServerState) -> CompletionResponse
         with state.active():
             async with aclosing(job.generate()) as outputs:
                 async for position, output in outputs:
-                    finals[position] = output
+                    finals[position] = _without_output(output) if job.is_echo else output
     choices = []
     for position, prompt in enumerate(job.prompts):
         if job.generates:
-            counts.note(finals[position])
-            made = finals[position].outputs
+            final = finals[position]
+            counts.note(final)
         else:
-            made = [_nothing(index) for index in range(job.body.n or 1)]
-        for completion in made:
-            choices.append(_choice(job, position, prompt, completion))
+            nothing = [_nothing(index) for index in range(job.body.n or 1)]
+            final = RequestOutput(job.id, prompt.text, prompt.token_ids, nothing, True)
+        of_prompt = prompt_logprobs(final, job.body.prompt_logprobs is not None)
+        for completion in final.outputs:
+            choices.append(_choice(job, position, prompt, completion, final) | of_prompt)
     return CompletionResponse.model_validate(
         {
             "id": job.id,
@@ -157,13 +186,17 @@ async def complete(job: CompletionJob, state: ServerState) -> CompletionResponse
     )
 
 
-def _choice(job: CompletionJob, position: int, prompt: PreparedPrompt, completion: CompletionOutput) -> dict[str, Any]:
-    echo = job.echo(prompt)
+def _choice(
+    job: CompletionJob, position: int, prompt: PreparedPrompt, completion: CompletionOutput, final: RequestOutput
+) -> dict[str, Any]:
+    echo, echoed = job.echo(prompt), None
+    if job.echoes_logprobs and final.prompt_logprobs is not None:
+        echoed = Echoed(prompt.token_ids, final.prompt_logprobs)
     wants_ids = job.body.return_token_ids
     return {
         "index": position * (job.body.n or 1) + completion.index,
         "text": echo + completion.text,
-        "logprobs": job.logprobs(completion, len(echo))[0],
+        "logprobs": job.logprobs(completion, 0 if echoed else len(echo), echoed)[0],
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
         "token_ids": completion.token_ids if wants_ids else None,
@@ -175,6 +208,12 @@ def _nothing(index: int) -> CompletionOutput:
     return CompletionOutput(index, "", [], finish_reason="length")
 
 
+def _without_output(output: RequestOutput) -> RequestOutput:
+    """Of a request that asked for its prompt alone: what was made beside it is dropped."""
+    output.outputs = [_nothing(completion.index) for completion in output.outputs if completion.finished]
+    return output
+
+
 async def chunks(job: CompletionJob, state: ServerState) -> AsyncGenerator[bytes, None]:
     """The events of a stream."""
     options, counts = job.body.stream_options, job.counts()
@@ -182,13 +221,17 @@ async def chunks(job: CompletionJob, state: ServerState) -> AsyncGenerator[bytes
     wants_usage = job.served.options.enable_force_include_usage or bool(options and options.include_usage)
     usage_always = wants_usage and bool(options and options.continuous_usage_stats)
     offsets: dict[int, int] = {}  # of each choice that has begun: where the next token's text begins
+    echoes: dict[int, Echoed] = {}  # by prompt: what every choice of it begins with, once that is known
+    early: dict[int, list[CompletionOutput]] = {}  # by prompt: what came before
 
     def chunk(position: int, completion: CompletionOutput) -> bytes:
         index = position * (job.body.n or 1) + completion.index
         is_first = index not in offsets
         echo = job.echo(job.prompts[position]) if is_first else ""
+        echoed = echoes.get(position) if is_first else None
         choice: dict[str, Any] = {"index": index, "text": echo + completion.text}
-        choice["logprobs"], offsets[index] = job.logprobs(completion, offsets.get(index, len(echo)))
+        start = offsets.get(index, 0 if echoed else len(echo))
+        choice["logprobs"], offsets[index] = job.logprobs(completion, start, echoed)
         choice |= {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
         if job.body.return_token_ids:
             choice["token_ids"] = completion.token_ids
@@ -203,8 +246,15 @@ async def chunks(job: CompletionJob, state: ServerState) -> AsyncGenerator[bytes
         if job.generates:
             async with aclosing(job.generate()) as outputs:
                 async for position, output in outputs:
+                    output = _without_output(output) if job.is_echo else output
                     counts.note(output)
-                    yield b"".join([chunk(position, completion) for completion in output.outputs])
+                    if output.prompt_logprobs is not None:
+                        echoes[position] = Echoed(job.prompts[position].token_ids, output.prompt_logprobs)
+                    if job.echoes_logprobs and position not in echoes:
+                        early.setdefault(position, []).extend(output.outputs)
+                        continue
+                    made = [*early.pop(position, ()), *output.outputs]
+                    yield b"".join([chunk(position, completion) for completion in made])
         else:
             for position in range(len(job.prompts)):
                 yield b"".join([chunk(position, _nothing(index)) for index in range(job.body.n or 1)])

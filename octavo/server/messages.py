@@ -15,7 +15,7 @@ from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.answer import Answer, TokenCounts, new_answer
 from octavo.server.chat import require_tool_calls
 from octavo.server.errors import anthropic_error_body, named_as
-from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart
+from octavo.server.output_parser import Event, Reasoning, Text, ToolCallArguments, ToolCallStart, thinking_of
 from octavo.server.prompts import Conversation, PreparedPrompt, prepare_conversation
 from octavo.server.protocol.fields import SamplingFields
 from octavo.server.protocol.messages import (
@@ -115,12 +115,14 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
         tool_parser=served.tool_parser,
     )
     room = max(1, served.max_model_len - len(prompt.token_ids))
-    fields = SamplingFields(
-        temperature=body.temperature,
-        top_k=body.top_k,
-        top_p=body.top_p,
-        stop=body.stop_sequences,
-        structured_outputs=None,
+    fields = SamplingFields.model_validate(
+        {
+            "temperature": body.temperature,
+            "top_k": body.top_k,
+            "top_p": body.top_p,
+            "stop": body.stop_sequences,
+            "thinking_token_budget": _thinking_budget(body, served),
+        }
     )
     with named_as(stop="stop_sequences"):
         params = make_params(
@@ -130,9 +132,18 @@ async def prepare(body: MessagesRequest, served: ServedModel, answer_id: str) ->
             max_tokens=min(body.max_tokens, room),  # required by the API, so what programs send fits larger models
             stream=bool(body.stream),
             parser=served.new_parser(conversation.tools, False, forced),
+            ends_in_reasoning=prompt.ends_in_reasoning,
             form=after_thinking(form, served, prompt.ends_in_reasoning),
         )
     return MessagesJob(answer_id, model, body, served, prompt, params, conversation.tools, forced)
+
+
+def _thinking_budget(body: MessagesRequest, served: ServedModel) -> int | None:
+    """Tokens. None where thoughts cannot be told from the answer: then the budget is only advice."""
+    asked = body.thinking
+    if asked is None or asked.type != "enabled" or thinking_of(served.reasoning_parser, False) is None:
+        return None
+    return asked.budget_tokens
 
 
 def conversation_of(body: CountTokensRequest, served: ServedModel) -> Conversation:

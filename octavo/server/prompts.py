@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from octavo.engine.inputs import check_token_ids
+from octavo.engine.inputs import check_token_ids, truncated
 from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.output_parser import prompt_ends_in_reasoning
 from octavo.server.protocol.chat import ChatMessage, TemplateFields
@@ -141,12 +141,11 @@ def truncate(prompt: PreparedPrompt, body: PromptFields, served: ServedModel, ma
         return
     if keep == 0:
         raise InvalidParameter("truncate_prompt_tokens", keep, "at least 1, or -1 for as many as the model takes")
-    if keep == -1:
-        keep = max(1, served.max_model_len - max(1, max_tokens or 1))
-    if len(prompt.token_ids) > keep:
-        prompt.token_ids = prompt.token_ids[:keep] if body.truncation_side == "right" else prompt.token_ids[-keep:]
+    kept = truncated(prompt.token_ids, keep, body.truncation_side, served.max_model_len, max_tokens)
+    if len(kept) < len(prompt.token_ids):
+        prompt.token_ids = kept
         if prompt.text is not None:
-            prompt.text = served.engine.get_tokenizer().decode(prompt.token_ids, skip_special_tokens=False)
+            prompt.text = served.engine.get_tokenizer().decode(kept, skip_special_tokens=False)
 
 
 async def beside_if_long(num_characters: int, work: Callable[[], Result]) -> Result:

@@ -16,7 +16,7 @@ from fastapi import Query, Request, Response
 from octavo.core.params import SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
 from octavo.server.answer import Answer, TokenCounts, new_answer
-from octavo.server.chat import forced_tools, require_tool_calls
+from octavo.server.chat import forced_tools, only_allowed, require_tool_calls
 from octavo.server.errors import ApiError, error_fields, named_as
 from octavo.server.logprobs import TokenNames, chat_logprobs
 from octavo.server.prompts import Conversation, PreparedPrompt, prepare_conversation
@@ -217,6 +217,7 @@ async def prepare(body: ResponsesRequest, served: ServedModel, store: ResponseSt
             logprobs=_num_logprobs(body),
             stream=bool(body.stream or body.background),  # what is made in the background can be followed
             parser=served.new_parser(tools, False, forced),
+            ends_in_reasoning=prompt.ends_in_reasoning,
             form=after_thinking(form, served, prompt.ends_in_reasoning),
         )
     names = TokenNames(served.engine.outputs.token_text, served.options.return_tokens_as_token_ids)
@@ -269,7 +270,7 @@ def _tools(body: ResponsesRequest, served: ServedModel, forced: ForcedTools | No
         tools.append({"type": "function", "function": function})
     if forced is None:
         require_tool_calls(served)
-    return tools
+    return only_allowed(tools, body.tool_choice)
 
 
 async def _earlier(body: ResponsesRequest, store: ResponseStore) -> list[dict[str, Any]]:
@@ -363,7 +364,8 @@ class ResponseRun:
                     events = answer.take(completion)
                     if completion.logprobs is not None:
                         num_top = job.body.top_logprobs or 0
-                        waiting += chat_logprobs(completion.logprobs, completion.token_ids, num_top, job.names)
+                        named = job.body.logprob_token_ids
+                        waiting += chat_logprobs(completion.logprobs, completion.token_ids, num_top, job.names, named)
                     batch += items.push(events, waiting)
                     if events:
                         waiting = []

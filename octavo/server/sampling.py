@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.structured import StructuredOutputsParams
 from octavo.errors import InvalidParameter, InvalidRequest, PromptTooLong
-from octavo.server.output_parser import OutputParser
+from octavo.server.output_parser import OutputParser, thinking_of
 from octavo.server.protocol.fields import SamplingFields
 from octavo.server.state import ServedModel
 
@@ -31,14 +31,30 @@ _FIELDS = (
     "min_tokens",
     "skip_special_tokens",
     "spaces_between_special_tokens",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "best_of",
+    "use_beam_search",
+    "length_penalty",
+    "early_stopping",
+    "logprob_token_ids",
+    "logprobs_mode",
+    "thinking_token_budget",
+    "repetition_detection",
+    "stream_interval",
+    "trace_decode_token_ids",
+    "skip_reading_prefix_cache",
+    "prompt_logprobs",
+    "prompt_logprob_token_ids",
+    "prompt_logprob_start",
+    "logits_processors",
 )
 
-# Fields that change what is generated or answered, and that nothing here implements.
+# Fields that change what is generated or answered, and that nothing here implements, or not in every API.
 _UNSUPPORTED = frozenset(
     [
-        "allowed_token_ids",
         "audio",
-        "bad_words",
         "container",
         "conversation",
         "ec_transfer_params",
@@ -46,10 +62,6 @@ _UNSUPPORTED = frozenset(
         "function_call",
         "functions",
         "kv_transfer_params",
-        "length_penalty",
-        "logit_bias",
-        "logits_processors",
-        "logprob_token_ids",
         "mcp_servers",
         "media_io_kwargs",
         "mm_payload",
@@ -58,28 +70,21 @@ _UNSUPPORTED = frozenset(
         "prediction",
         "previous_input_messages",
         "prompt_embeds",
+        "prompt_logprob_token_ids",
         "prompt_logprobs",
-        "repetition_detection",
         "return_mm_kwargs",
         "return_token_offsets",
         "return_weight_versions",
         "routed_experts_prompt_start",
-        "stream_interval",
-        "thinking_token_budget",
-        "use_beam_search",
-        "vllm_xargs",
         "watermarking",
         "web_search_options",
     ]
 )
 # Values that ask for nothing.
 _NEUTRAL: dict[str, Any] = {
-    "length_penalty": 1.0,
     "modalities": ["text"],
     "mm_payload": "tensors",
     "routed_experts_prompt_start": 0,
-    "stream_interval": 1,
-    "thinking_token_budget": -1,
 }
 
 
@@ -108,14 +113,31 @@ def make_params(
     logprobs: int | None = None,
     stream: bool = False,
     parser: OutputParser | None = None,
+    ends_in_reasoning: bool = False,
     form: StructuredOutputsParams | None = None,
 ) -> SamplingParams:
     """What a request asks for over the model's defaults over octavo's. `max_tokens` None: the model's default, else
-    what the context has left. `parser` is one that will read the output,
-    `form` what form it must have. Raises InvalidRequest."""
+    what the context has left. `parser` is one that will read the output, `ends_in_reasoning` whether the prompt has
+    opened thoughts, `form` what form the output must have. Raises InvalidRequest."""
     given = {name: value for name in _FIELDS if (value := getattr(body, name, None)) is not None}
+    for name in ("logit_bias", "bad_words", "logits_processors"):  # empty: asks for nothing
+        if name in given and not given[name]:
+            del given[name]
     if parser is not None and parser.needs_special_tokens:
         given["skip_special_tokens"] = False  # what it looks for are some; it takes them out
+    if getattr(body, "vllm_xargs", None):
+        if not served.engine.inputs.processors:
+            raise not_supported("vllm_xargs", ": the engine has no logits processors of its own")
+        given["extra_args"] = body.vllm_xargs
+    if given.get("thinking_token_budget", -1) != -1:
+        thinking = thinking_of(served.reasoning_parser, ends_in_reasoning)
+        if thinking is None:
+            raise InvalidRequest(
+                "thinking_token_budget: how this model writes its thoughts is not known (name it with "
+                "--reasoning-parser)",
+                "thinking_token_budget",
+            )
+        given["thinking"] = thinking
     temperature = given.get("temperature")
     if temperature is not None and temperature > MAX_TEMPERATURE:
         raise InvalidParameter("temperature", temperature, f"from 0 to {MAX_TEMPERATURE:g}")
@@ -133,14 +155,17 @@ def make_params(
             "max_tokens", max_tokens,
             f"at most {room} (the context of {limits.max_model_len} tokens less the prompt's {num_prompt_tokens})",
         )  # fmt: skip
-    params = SamplingParams(
-        **{**defaults, **given},
-        n=1 if n is None else n,
-        max_tokens=max_tokens,
-        logprobs=logprobs,
-        detokenize=served.engine.inputs.tokenizer is not None,
-        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-        structured_outputs=form,
+    params = SamplingParams.from_dict(
+        {
+            **defaults,
+            **given,
+            "n": 1 if n is None else n,
+            "max_tokens": max_tokens,
+            "logprobs": logprobs,
+            "detokenize": served.engine.inputs.tokenizer is not None,
+            "output_kind": RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+            "structured_outputs": form,
+        }
     )
     params.validate_for(limits.vocab_size, limits.max_logprobs)
     return params

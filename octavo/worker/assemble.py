@@ -8,6 +8,7 @@ import torch
 
 from octavo.attention.select import AttentionSelector
 from octavo.config.engine_config import EngineConfig, ModelConfig
+from octavo.core.buckets import Buckets
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
 from octavo.loader.dummy import dummy_tensor
@@ -18,20 +19,38 @@ from octavo.ops import dispatch
 from octavo.platforms.platform import Platform
 from octavo.quantization.method import LinearMethod, UnquantizedLinear
 from octavo.quantization.packed import PackedLinear
-from octavo.runner.batch import BatchBuilder, Buckets, Builder, StaticBatchBuilder
+from octavo.runner.batch import BatchBuilder, Builder, StaticBatchBuilder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
 from octavo.runner.row_table import RowTable
+from octavo.runner.shared_prefix import SharedPrefix
 from octavo.runner.state_copies import StateCopies
+from octavo.sampling.engine_processors import EngineProcessors
+from octavo.sampling.processors import load_classes
+from octavo.sampling.sampler import Sampler
+from octavo.sampling.token_edits import TokenHistory
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
 
 
 def build_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
     """The model with its weights."""
+    model = make_model(config, platform, device)
+    load_weights(config, model, device)
+    return model
+
+
+def make_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
+    """The model, whose parameters have no values yet."""
+    with torch.inference_mode():
+        model, attention = _construct(config, platform, device)
+    attention.prepare()
+    return model
+
+
+def load_weights(config: EngineConfig, model: CausalLM, device: torch.device) -> None:
     model_config = config.model
     with torch.inference_mode():
-        model, _ = _construct(config, platform, device)
         if model_config.load_format == "dummy":
             model.load(_DummyWeights(model, model_config.seed, device))
         else:
@@ -39,7 +58,6 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
                 description = f"loading {model_config.checkpoint.name}"
                 with progress_bar(total=weights.total_bytes, description=description, unit="B") as bar:
                     model.load(weights, bar.advance)
-    return model
 
 
 def build_skeleton(config: EngineConfig, platform: Platform) -> tuple[CausalLM, AttentionSelector]:
@@ -51,8 +69,9 @@ def build_skeleton(config: EngineConfig, platform: Platform) -> tuple[CausalLM, 
 def _construct(config: EngineConfig, platform: Platform, device: torch.device) -> tuple[CausalLM, AttentionSelector]:
     model_config = config.model
     cls = model_class(model_config.checkpoint.config["architectures"])
-    dispatch.use(platform.op_order)
-    attention = AttentionSelector(platform.attention_order, model_config.attention_backend)
+    kernels = platform.kernels(model_config.batch_invariant)
+    dispatch.use(kernels.op_order)
+    attention = AttentionSelector(kernels.attention_order, model_config.attention_backend)
     build = BuildContext(
         dtype=getattr(torch, model_config.dtype),
         max_model_len=model_config.max_model_len,
@@ -70,7 +89,7 @@ def _construct(config: EngineConfig, platform: Platform, device: torch.device) -
 def _linear_methods(config: ModelConfig, names: WeightMap) -> Callable[[str], LinearMethod]:
     """Which method a linear layer has, by the layer's name. Packed where there are kernels for it that are faster than
     torch's: for quantised blocks, and for short numbers."""
-    if not dispatch.is_specialised("linear_packed"):
+    if config.batch_invariant or not dispatch.is_specialised("linear_packed"):
         return lambda name: UnquantizedLinear()
     if config.quantization == "gguf":
         stored = {weight.name: weight.dtype for weight in open_weights(config.checkpoint)}
@@ -80,19 +99,39 @@ def _linear_methods(config: ModelConfig, names: WeightMap) -> Callable[[str], Li
     return lambda name: PackedLinear()
 
 
-def build_extensions(cache: PagedCache) -> Sequence[BatchExtension]:
-    return [StateCopies(cache.copy)]
+def build_extensions(cache: PagedCache, model: CausalLM, table: RowTable) -> Sequence[BatchExtension]:
+    extensions: list[BatchExtension] = [StateCopies(cache.copy)]
+    if model.reads_shared_prefix:
+        extensions.append(SharedPrefix(len(table.computed), table.computed.device))
+    return extensions
+
+
+def build_sampler(config: EngineConfig, vocab_size: int, table: RowTable, is_rehearsal: bool = False) -> Sampler:
+    """With the engine's own logits processors, which have no part in a rehearsal. Raises ConfigurationError."""
+    device, sampling = table.computed.device, config.sampling
+    classes = [] if is_rehearsal else load_classes(sampling.logits_processors)
+    processors = EngineProcessors(classes, config, device) if classes else None
+    history = TokenHistory(table.tokens, table.length)
+    return Sampler(config.scheduler.max_num_seqs, vocab_size, device, history, sampling, processors)
 
 
 def build_steps(
     config: EngineConfig, platform: Platform, model: CausalLM, table: RowTable, block_size: int
 ) -> tuple[Builder, Graphs]:
-    """How a step becomes tensors, and how its forward runs. Padding needs cache writes that leave it out."""
-    device, scheduler = table.computed.device, config.scheduler
-    if platform.graphs == "eager" or not model.is_capturable or not dispatch.is_specialised("rope_and_write"):
+    """How a step becomes tensors, and how its forward runs."""
+    buckets = choose_buckets(config, platform, model)
+    if buckets is None:
         return BatchBuilder(table, block_size), EagerGraphs()
-    buckets = Buckets(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-    return StaticBatchBuilder(table, block_size, buckets, scheduler.max_num_batched_tokens), CudaGraphs(device)
+    builder = StaticBatchBuilder(table, block_size, buckets, config.scheduler.max_num_batched_tokens)
+    return builder, CudaGraphs(table.computed.device)
+
+
+def choose_buckets(config: EngineConfig, platform: Platform, model: CausalLM) -> Buckets | None:
+    """The sizes that steps are padded to, once caches are bound; None where they are not. Padding needs cache writes
+    that leave it out."""
+    if platform.graphs == "eager" or not model.is_capturable or not dispatch.is_specialised("rope_and_write"):
+        return None
+    return Buckets(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
 
 
 class _DummyWeight:

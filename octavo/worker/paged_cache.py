@@ -41,6 +41,13 @@ class PagedCache:
         """Has them let go of these, so that the memory can be given back."""
         model.bind_caches({layer: {} for layer in self.parts}, self.group_of)
 
+    def release(self, model: Model) -> None:
+        """Gives the memory back. Whoever still holds this finds nothing in it; may be called again."""
+        self.unbind(model)
+        self._buffer = self._buffer.new_empty(0)
+        self.parts = {layer: {} for layer in self.parts}
+        self._blocks, self.num_slabs, self.num_bytes = [], 0, 0
+
     def copy(self, group: int, source: int, target: int) -> None:
         """One block's content, all layers of its group."""
         blocks = self._blocks[group]

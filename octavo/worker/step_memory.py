@@ -9,6 +9,7 @@ from octavo.cache.groups import CacheGroup, SlabPlan
 from octavo.config.engine_config import SchedulerConfig
 from octavo.ops.device import PeakMemory, recover
 from octavo.runner.model import Model
+from octavo.sampling.prompt_logprobs import SLICE_BYTES
 from octavo.worker.paged_cache import PagedCache
 
 _SLACK = 1 << 28  # bytes: what libraries allocate when they are first used
@@ -53,7 +54,8 @@ def measure_step(
     )
     model.plan(step)
     hidden = model.forward(torch.zeros(num_tokens, dtype=torch.int64, device=device), step)
-    logits = model.logits(hidden[:num_rows])
+    num_logits = max(num_rows, SLICE_BYTES // (4 * model.vocab_size))  # sampled rows, or a slice of scored positions
+    logits = model.logits(hidden[:num_logits])
     logits = logits.float() / 2.0  # sampling holds them twice
     peak = memory.stop()
     cache.unbind(model)

@@ -1,7 +1,8 @@
 """Drives a model as a worker would, without one: a paged cache in one flat buffer, block tables, steps.
 
 Blocks are taken in shuffled order, and bytes that no live token owns are 0xff, which every floating dtype reads as NaN:
-whatever reads what it must not see spoils its result. A group that keeps a state has one block a row.
+whatever reads what it must not see spoils its result. (`free_byte=0` is for kernels that multiply what they masked by
+zero.) A group that keeps a state has one block a row.
 """
 
 from __future__ import annotations
@@ -75,14 +76,17 @@ class PagedModel:
     | page 0 (null): layer a, layer b | page 1: layer a, layer b | ... | group 1: page 0: ... |
     """
 
-    def __init__(self, model: CausalLM, num_blocks: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self, model: CausalLM, num_blocks: int = 64, seed: int = 0, device: str = "cpu", free_byte: int = 0xFF
+    ) -> None:
         self.model, self.rows = model, []
+        self.device, self.free_byte = torch.device(device), free_byte
         layers_of: dict[CacheSpec, list[str]] = {}
         for name, spec in model.cache_specs().items():
             layers_of.setdefault(spec, []).append(name)
         self.specs = list(layers_of)
         page_bytes = [round_up(spec.layout.num_bytes, 64) * len(layers) for spec, layers in layers_of.items()]
-        buffer = torch.full((sum(page_bytes) * num_blocks,), 0xFF, dtype=torch.uint8)
+        buffer = torch.full((sum(page_bytes) * num_blocks,), free_byte, dtype=torch.uint8, device=self.device)
         parts: dict[str, dict[str, torch.Tensor]] = {}
         group_of: dict[str, int] = {}
         self.pages: list[torch.Tensor] = []
@@ -132,15 +136,15 @@ class PagedModel:
                     blocks.append(self.free[group].pop())
         groups = [self._group_step(group, scheduled) for group in range(len(self.specs))]
         context = StepContext(
-            positions=torch.tensor(positions),
-            query_start=torch.tensor(starts, dtype=torch.int32),
-            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            positions=torch.tensor(positions, device=self.device),
+            query_start=torch.tensor(starts, dtype=torch.int32, device=self.device),
+            seq_lens=torch.tensor(lengths, dtype=torch.int32, device=self.device),
             query_lens=list(scheduled.values()),
             max_seq_lens=lengths,
             groups=groups,
-            rows=torch.tensor(list(scheduled)),
+            rows=torch.tensor(list(scheduled), device=self.device),
         )
-        return context, torch.tensor(input_ids)
+        return context, torch.tensor(input_ids, device=self.device)
 
     def _group_step(self, group: int, scheduled: Mapping[int, int]) -> GroupStep:
         tables = [self.rows[index].blocks[group] for index in scheduled]
@@ -154,7 +158,7 @@ class PagedModel:
                 slots += [-1 << 40] * count  # not to be used
                 continue
             slots += [table[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE for at in range(first, first + count)]
-        return GroupStep(block_table, torch.tensor(slots))
+        return GroupStep(block_table.to(self.device), torch.tensor(slots, device=self.device))
 
     def keeps_state(self, group: int) -> bool:
         return isinstance(self.specs[group].retention, KeepLatest)
@@ -170,7 +174,7 @@ class PagedModel:
                 for at in range(spec.retention.first_live_block(row.num_computed, BLOCK_SIZE)):
                     block, row.blocks[group][at] = row.blocks[group][at], 0
                     if block:
-                        self.pages[group][block] = 0xFF
+                        self.pages[group][block] = self.free_byte
                         self.free[group].insert(0, block)
 
 

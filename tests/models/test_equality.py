@@ -15,13 +15,14 @@ import transformers
 from octavo.attention import select
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
 from octavo.config.options import Options
+from octavo.core.buckets import Buckets
 from octavo.core.messages import Submit
 from octavo.core.params import SamplingParams
 from octavo.engine.assemble import build_engine
 from octavo.engine.configure import configure
 from octavo.engine.engine_core import EngineCore
 from octavo.ops.attention import paged_attention
-from octavo.runner.batch import Batch, Buckets, StaticBatchBuilder
+from octavo.runner.batch import Batch, StaticBatchBuilder
 from octavo.runner.graphs import Compute, Computed
 from tests.models.harness import randomise, save
 from tests.models.test_logits import VARIANTS, VOCAB, config_of
@@ -148,9 +149,13 @@ class DeviceAttention:
 
     name = "device_attention"
     is_capturable = True
+    reads_shared_prefix = False
 
     def why_not(self, query: AttentionQuery) -> None:
         return None
+
+    def prepare(self) -> None:
+        """Nothing to load."""
 
     def plan(self, step: StepContext, group: int) -> None:
         return None

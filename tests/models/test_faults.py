@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,65 @@ def test_only_the_guilty_request_ends(folder: Path, fault: str, place: str, dept
     assert outputs == expected and not any(errors.values())
     again, errors = run(engine, prompts)
     assert again == expected and not any(errors.values()), "the engine is not what it was before"
+
+
+class Memory:
+    """Raises what torch raises for want of memory, in steps where `is_short` says so. Keeps their sizes."""
+
+    def __init__(self, engine: EngineCore, is_short: Callable[[torch.Tensor, StepContext], bool]) -> None:
+        self._forward, self._is_short = engine.executor.worker.model.forward, is_short
+        self.sizes: list[int] = []
+        self.num_failures = 0
+        engine.executor.worker.model.forward = self
+
+    def __call__(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
+        self.sizes.append(len(input_ids))
+        if self._is_short(input_ids, step):
+            self.num_failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return self._forward(input_ids, step)
+
+
+PROMPTS = {str(i): [(7 * j) % (VOCAB - 2) for j in range(40)] + [i + 1, i + 2] for i in range(6)}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_too_little_memory_once_costs_no_request_and_no_token(folder: Path, depth: int) -> None:
+    expected, _ = run(make_engine(folder, depth), PROMPTS)
+    engine = make_engine(folder, depth)
+    memory = Memory(engine, lambda input_ids, step: len(memory.sizes) == 9)  # while they decode
+    outputs, errors = run(engine, PROMPTS)
+    assert memory.num_failures == 1
+    assert outputs == expected and not any(errors.values())
+
+
+def test_too_little_memory_for_large_steps_makes_them_smaller(folder: Path) -> None:
+    """And larger again, later."""
+    expected, _ = run(make_engine(folder, 2), PROMPTS)
+    engine = make_engine(folder, 2)
+    memory = Memory(engine, lambda input_ids, step: len(input_ids) > 40)
+    outputs, errors = run(engine, PROMPTS)
+    assert outputs == expected and not any(errors.values())
+    assert memory.num_failures == 1
+    largest = max(memory.sizes)
+    later = memory.sizes[memory.sizes.index(largest) + 1 :]
+    assert max(later) <= engine.scheduler.token_budget == largest // 2
+    engine._limit._patience = 3
+    memory._is_short = lambda input_ids, step: False
+    outputs, _ = run(engine, PROMPTS)
+    assert outputs == expected and engine.scheduler.token_budget == 64
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_request_without_memory_however_small_its_steps_ends_alone(folder: Path, depth: int) -> None:
+    expected, _ = run(make_engine(folder, depth), PROMPTS)
+    engine = make_engine(folder, depth)
+    tokens = engine.executor.worker.runner.table.tokens
+    Memory(engine, lambda input_ids, step: any(tokens[row, 30] == FATAL for row in step.rows.tolist()))
+    guilty = {"guilty": [*PROMPTS["0"][:30], FATAL]}
+    outputs, errors = run(engine, {**dict(list(PROMPTS.items())[:3]), **guilty, **dict(list(PROMPTS.items())[3:])})
+    error = errors.pop("guilty")
+    assert error is not None and error.startswith("OutOfMemory: the device has too little memory for this step")
+    outputs.pop("guilty")
+    assert outputs == expected and not any(errors.values())
+    assert engine.scheduler.token_budget == 64  # it was not the size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def prepare() -> None:
     * A comparison of floats that is broadcast is taken for floats.
 
     And it is made faster: it looks through the whole language at each call of a function, which takes a millisecond,
-    and checks every integer sum for overflow (random numbers are meant to wrap).
+    checks every integer sum for overflow (random numbers are meant to wrap), and makes the type of every value anew.
     """
     global _prepared
     try:
@@ -75,3 +76,51 @@ def prepare() -> None:
         return plain_dot(self, a, b, d, *rest)
 
     builder.cast_impl, builder.create_splat, builder.create_dot = cast, splat, dot
+    _remember_types(tl.core, interpreter)
+
+
+def _remember_types(core: Any, interpreter: Any) -> None:
+    """Equal types share what they are made of, which nobody changes; and the common cases of what is called most."""
+    block_fields: dict[Any, dict[str, Any]] = {}
+    tensor_shapes: dict[Any, tuple[Any, Any]] = {}
+    numpy_types: dict[str, Any] = {}
+    make_block, numpy_type = core.block_type.__init__, interpreter._get_np_dtype
+
+    def init_block(self: Any, element_ty: Any, shape: Any) -> None:
+        key = element_ty.name, *(getattr(size, "value", size) for size in shape)
+        if key not in block_fields:
+            make_block(self, element_ty, shape)
+            block_fields[key] = self.__dict__
+        self.__dict__ = block_fields[key]
+
+    def init_tensor(self: Any, handle: Any, type: Any) -> None:
+        is_block = type.is_block()
+        key = tuple(type.shape.values) if is_block else ()
+        if key not in tensor_shapes:
+            shape = core.tuple([core.constexpr(size) for size in key])
+            tensor_shapes[key] = shape, core.constexpr(math.prod(key))
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = tensor_shapes[key]
+
+    def numpy_type_of(triton_type: Any) -> Any:
+        name = triton_type.name
+        if name not in numpy_types:
+            numpy_types[name] = numpy_type(triton_type)
+        return numpy_types[name]
+
+    def broadcast(self: Any, lhs: Any, rhs: Any) -> Any:
+        return (lhs, rhs) if lhs.shape is rhs.shape else plain_broadcast(self, lhs, rhs)
+
+    def equal(self: Any, other: Any) -> bool:
+        return self is other or plain_equal(self, other)
+
+    def unwrap(value: Any) -> Any:
+        return value if type(value) in plain_values else plain_unwrap(value)
+
+    plain_equal, plain_unwrap = core.dtype.__eq__, core._unwrap_if_constexpr
+    plain_values = frozenset([bool, int, float, core.tensor])
+    core.dtype.__eq__, core._unwrap_if_constexpr = equal, unwrap
+    plain_broadcast = interpreter.TritonSemantic.broadcast_impl_value
+    interpreter.TritonSemantic.broadcast_impl_value = broadcast
+    core.block_type.__init__, core.tensor.__init__ = init_block, init_tensor
+    interpreter._get_np_dtype = numpy_type_of

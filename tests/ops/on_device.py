@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from octavo.ops import dispatch
+from octavo.ops.state_rows import StateRows
 
 IS_INTERPRETED = not torch.cuda.is_available()
 
@@ -26,6 +27,8 @@ def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
         def there(value: Any) -> Any:
             if isinstance(value, list | tuple):
                 return type(value)(there(part) for part in value)
+            if isinstance(value, StateRows):
+                return StateRows(there(value.blocks), there(value.fresh), there(value.query_start), value.query_lens)
             if not isinstance(value, torch.Tensor):
                 return value
             storage = value.untyped_storage()

@@ -28,9 +28,11 @@ OPS = (
     "argmax",
     "choose_tokens",
     "gather_logprobs",
+    "log_mass",
     "mask_truncated",
     "row_uniform",
     "sample",
+    "token_ranks",
 )
 IMPLEMENTATIONS = [name for name in dispatch.present()["sample"] if name == "torch" or not IS_INTERPRETED]
 NUM_DRAWS = 100_000
@@ -459,3 +461,23 @@ def test_a_bit_of_zero_rules_a_token_out(vocab_size: int, rows: list[int]) -> No
         expected[row, ~keeps] = -torch.inf
     ops.apply_bitmask(logits, torch.tensor(rows), words.to(torch.int32))
     assert torch.equal(logits, expected)
+
+
+def test_ranks_of_chosen_tokens_count_the_likelier_ones() -> None:
+    torch.manual_seed(31)
+    logits = (torch.randn(5, 700) * 3).round()  # many equal ones
+    logits[2, :650] = -torch.inf
+    token_ids = torch.randint(0, 700, (5, 40))
+    ranks = ops.token_ranks(logits, token_ids)
+    want = 1 + (logits.numpy()[:, None, :] > logits.gather(1, token_ids).numpy()[:, :, None]).sum(-1)
+    assert ranks.dtype == torch.int64 and np.array_equal(ranks.numpy(), want)
+    assert ops.token_ranks(logits, token_ids[:, :0]).shape == (5, 0)
+
+
+@many
+def test_log_mass() -> None:
+    logits = torch.randn(6, 3001, generator=torch.Generator().manual_seed(8)) * 5
+    logits[1, 7:], logits[2] = -torch.inf, -torch.inf
+    expected = logits.double().exp().sum(-1, keepdim=True).log()
+    torch.testing.assert_close(ops.log_mass(logits).double(), expected, atol=2e-6, rtol=1e-6)
+    assert ops.log_mass(logits[:0]).shape == (0, 1)

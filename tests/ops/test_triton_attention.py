@@ -6,24 +6,26 @@ Slots that no query may see hold NaN (tests/dense_attention.py), so a kernel tha
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from octavo.attention.backend import AttentionCall, AttentionQuery, GroupStep, StepContext
+from octavo.attention.backend import SHARED_PREFIX, AttentionCall, AttentionQuery, GroupStep, StepContext
+from octavo.ops.attention import PrefixGroups
 from tests.dense_attention import Layout, dense_attention, random_layout
 
 pytest.importorskip("triton")
 
-from octavo.attention.triton_paged import SHARED_PREFIX, TritonPaged
+from octavo.attention.triton_paged import TritonPaged
+from octavo.ops import ahead
 from octavo.ops.dispatch import implementation_of
 from octavo.ops.triton.attention_decode import decode_attention
 from octavo.ops.triton.attention_prefill import prefill_attention
-from octavo.ops.triton.attention_prefix import PrefixGroups
 from octavo.ops.triton.attention_rows import gather_long_rows
 from octavo.ops.triton.attention_work import (
     Bounds,
@@ -321,6 +323,7 @@ def test_shared_prefixes_are_read_once_for_all_their_rows() -> None:
         torch.tensor([1, 3, 4, 0, 5, 0], dtype=torch.int32, device=DEVICE),
         torch.tensor([0, 3, 5, 5], dtype=torch.int32, device=DEVICE),
         torch.tensor([4, 1, 0], dtype=torch.int32, device=DEVICE),
+        tokens=3,
     )
     step.extras[SHARED_PREFIX] = shared
     close(attend(TritonPaged(), layout, step), expected)
@@ -333,6 +336,36 @@ def test_shared_prefixes_are_read_once_for_all_their_rows() -> None:
     step = step_of(layout)
     step.extras[SHARED_PREFIX] = shared
     close(attend(TritonPaged(), layout, step, 21), dense_attention(layout, 0.3, 21, None))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rows_of_one_token_in_groups_beside_others_in_a_padded_step(seed: int) -> None:
+    """Groups in any order, over rows in any order, some of one row or of none; with room for one token of each row,
+    though other rows have several."""
+    rng = random.Random(seed)
+    rows = [(rng.choice([1, 1, 1, 3, 6]), 90 + rng.randrange(40)) for _ in range(24)]
+    layout = random_layout(rows, 4, 2, 16, dtype=torch.float32)
+    ones = [row for row, (tokens, _) in enumerate(rows) if tokens == 1]
+    rng.shuffle(ones)
+    groups = [(ones[:5], 4), ([], 0), (ones[5:6], 2), (ones[6:9], 1), ([], 3), (ones[9:11], 5)]
+    for members, blocks in groups:
+        for row in members[1:]:
+            layout.keys[row][: blocks * 16] = layout.keys[members[0]][: blocks * 16]
+            layout.values[row][: blocks * 16] = layout.values[members[0]][: blocks * 16]
+            layout.cache[layout.block_table[row, :blocks].long()] = torch.nan
+            layout.block_table[row, :blocks] = 0
+    step = step_of(layout, padding=3)
+    members, starts = [row for members, _ in groups for row in members], [0]
+    for group, _ in groups:
+        starts.append(starts[-1] + len(group))
+    padding = [99] * (len(rows) + 3 - len(members))
+    step.extras[SHARED_PREFIX] = PrefixGroups(
+        torch.tensor(members + padding, dtype=torch.int32, device=DEVICE),
+        torch.tensor(starts + starts[-1:] * 2, dtype=torch.int32, device=DEVICE),
+        torch.tensor([blocks for _, blocks in groups] + [0, 0], dtype=torch.int32, device=DEVICE),
+        tokens=1,
+    )
+    close(attend(TritonPaged(), layout, step), dense_attention(layout, 0.3, None, None))
 
 
 # ---- beside FlashAttention-4 -----------------------------------------------------------------------------------------
@@ -392,6 +425,34 @@ def test_flash_attention_is_not_called_for_a_decode_step(flash: Any) -> None:
     layout = random_layout([(1, 30), (4, 31)], 4, 2, 16)
     close(attend(module.FlashTriton(), layout, step_of(layout)), dense_attention(layout, 0.3, None, None))
     assert not calls
+
+
+def test_flash_attention_is_not_called_for_very_many_rows(flash: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would compile other kernels for them."""
+    module, calls = flash
+    monkeypatch.setattr(module, "MOST_ROWS", 7)
+    layout = random_layout([(5, 9), (70, 70)], 4, 2, 16)
+    close(attend(module.FlashTriton(), layout, step_of(layout, padding=6)), dense_attention(layout, 0.3, None, None))
+    assert not calls
+
+
+def test_where_flash_attention_cannot_be_imported_octavo_s_kernel_serves(flash: Any) -> None:
+    module, calls = flash
+    backend = module.FlashTriton()
+    backend._flash = SimpleNamespace(function=lambda: None)
+    layout = random_layout([(1, 40), (9, 9), (2, 70)], 4, 2, 16)
+    close(attend(backend, layout, step_of(layout, padding=5)), dense_attention(layout, 0.3, None, None))
+    assert not calls
+
+
+def test_flash_attention_is_compiled_once_for_layers_that_are_alike(flash: Any) -> None:
+    module, calls = flash
+    layout, backend = random_layout([(9, 9), (2, 70)], 4, 2, 16), module.FlashTriton()
+    with ahead.Rehearsal(torch.device("cpu"), num_threads=1):
+        for _ in range(2):
+            attend(backend, layout, step_of(layout))
+    close(attend(backend, layout, step_of(layout)), dense_attention(layout, 0.3, None, None))
+    assert len(calls) == 2  # one to compile it
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ class LightStep:
         return self._result
 
 
-def build_engine(config: Any, platform: Any) -> Any:
+def build_engine(config: Any, platform: Any, phases: Any = None) -> Any:
     """In the place of `assemble.build_engine`."""
     from tests.simulation import make_engine
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
+
+from octavo import LLM, SamplingParams
 
 HELLO: Any = [{"role": "user", "content": "hello to the cat"}]
 
@@ -62,6 +65,47 @@ def test_completions(openai_client: OpenAI) -> None:
         model="tiny", prompt="Once upon", max_tokens=5, temperature=0, echo=True, stream=True
     )
     assert "".join(chunk.choices[0].text for chunk in stream) == echoed.choices[0].text
+
+
+def test_echo_with_logprobs_is_what_python_says(openai_client: OpenAI, tiny_model: Path) -> None:
+    prompt = "Once upon a time 你好 the cat sat on the mat. Once upon a time"
+    options = {"load_format": "dummy", "threads": 1, "num_gpu_blocks_override": 64, "max_num_seqs": 4}
+    with LLM(str(tiny_model), **options) as llm:
+        params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=2)
+        (wanted,) = llm.generate([prompt], params, use_tqdm=False)
+    positions = [*(wanted.prompt_logprobs or ()), *(wanted.outputs[0].logprobs or ())]
+    token_ids = [*wanted.prompt_token_ids, *wanted.outputs[0].token_ids]
+
+    def ask(**more: Any) -> Any:
+        fields = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "temperature": 0, "logprobs": 2, "echo": True}
+        return openai_client.completions.create(**{**fields, **more})
+
+    for _ in range(2):  # the second time from the cache
+        choice = ask(extra_body={"prompt_logprobs": 1}).choices[0]
+        assert choice.text == prompt + wanted.outputs[0].text
+        logprobs = choice.logprobs
+        assert len(logprobs.tokens) == len(token_ids) and logprobs.token_logprobs[0] is logprobs.top_logprobs[0] is None
+        for i, (position, token_id) in enumerate(zip(positions, token_ids, strict=True)):
+            if position is not None:
+                assert logprobs.tokens[i] == position[token_id].decoded_token
+                assert logprobs.token_logprobs[i] == pytest.approx(position[token_id].logprob, abs=1e-4)
+                best = max(entry.logprob for entry in position.values())
+                assert max(logprobs.top_logprobs[i].values()) == pytest.approx(best, abs=1e-4)
+            assert logprobs.text_offset[i] == sum(map(len, logprobs.tokens[:i]))
+        rows = choice.prompt_logprobs
+        assert (
+            rows[0] is None and [str(i) in row for i, row in zip(token_ids[1:], rows[1:], strict=False)].count(0) == 0
+        )
+    alone = ask(max_tokens=0)
+    assert alone.choices[0].text == prompt and alone.usage.completion_tokens == 0
+    assert alone.choices[0].logprobs.tokens == logprobs.tokens[: len(wanted.prompt_token_ids)]
+    first, *others = ask(stream=True)
+    assert first.choices[0].logprobs.tokens == logprobs.tokens[: len(wanted.prompt_token_ids) + 1]
+    assert sum(len(chunk.choices[0].logprobs.tokens) for chunk in others) == 3
+    chosen = ask(echo=False, extra_body={"prompt_logprob_token_ids": [5, 9], "prompt_logprob_start": 3})
+    assert len(chosen.choices[0].prompt_token_id_logprobs) == len(wanted.prompt_token_ids) - 1 - 3
+    with pytest.raises(openai.BadRequestError, match="prompt_logprobs cannot be had with stream"):
+        ask(stream=True, extra_body={"prompt_logprobs": 1})
 
 
 def test_stop_and_extra_parameters(openai_client: OpenAI) -> None:
@@ -123,7 +167,12 @@ def test_errors(openai_client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         openai_client.chat.completions.create(model="other", messages=HELLO)
     assert missing.value.param == "model"
-    for more in ({"temperature": 5}, {"logit_bias": {"1": 1}}, {"max_tokens": 10**6}, {"stream": True, "top_p": 2}):
+    for more in (
+        {"temperature": 5},
+        {"logit_bias": {"1000000": 1}},
+        {"max_tokens": 10**6},
+        {"stream": True, "top_p": 2},
+    ):
         with pytest.raises(openai.BadRequestError) as refused:
             openai_client.chat.completions.create(model="tiny", messages=HELLO, **more)  # type: ignore[call-overload]
         assert refused.value.param == next(name for name in more if name != "stream")

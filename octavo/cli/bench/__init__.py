@@ -101,6 +101,7 @@ def _run(args: argparse.Namespace, options: Options, shape: dict[str, Any] | Non
             runs.append(peer(configured.config.model, workload))
         measure.run_all(runs, args.repetitions, _tell)
         report = {**_header(args, configured), "workload": _described(workload), "octavo": run.report()}
+        report["graphs"] = measure.graph_totals(frontend)
         if args.compare is not None:
             report["transformers"] = runs[1].report()
             report["ratio"] = round(min(runs[1].seconds) / min(run.seconds), 3)

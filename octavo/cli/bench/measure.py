@@ -163,6 +163,17 @@ class Latency:
         }
 
 
+def graph_totals(frontend: Frontend) -> dict[str, Any]:
+    """What captured graphs cost, of a core in this process."""
+    client: Any = frontend.client
+    totals = client.core.executor.worker.runner.graph_totals()
+    return {
+        "number": totals.number,
+        "seconds": rounded(totals.seconds),
+        "gib": rounded(totals.num_bytes / (1 << 30)),
+    }
+
+
 class Run(Protocol):
     """Something that can be repeated, `transformers_peer.TransformersPeer` too."""
 

@@ -2,6 +2,7 @@
 
 single, mixed, chat, prefill, prefix and longctx are drawn exactly as other engines were measured with on GPUs; lengths
 come from one generator, seeded 0, that also draws ids, which must therefore be drawn to get the same lengths.
+one-long is a single prompt of 128,000 tokens, which no other engine was measured with.
 one-stream, prefill-1024, batch and shared-prefix are for CPUs; of `batch` only the range and the total of the lengths
 are given elsewhere, so its seed is one that gives that total.
 """
@@ -97,6 +98,7 @@ _MAKERS: dict[str, Callable[[], Workload]] = {
     "prefill": lambda: Workload("prefill", ((8192, 1),) * 16),
     "prefix": lambda: Workload("prefix", ((2048 + 64, 64),) * 256, shared=2048),
     "longctx": lambda: Workload("longctx", ((16_000, 256),) * 8),
+    "one-long": lambda: Workload("one-long", ((128_000, 256),)),
     "one-stream": lambda: Workload("one-stream", ((128, 128),)),
     "prefill-1024": lambda: Workload("prefill-1024", ((1024, 1),)),
     "batch": _batch,
@@ -165,6 +167,28 @@ SHAPES: dict[str, dict[str, Any]] = {
         "torch_dtype": "bfloat16",
         "bos_token_id": 1,
         "eos_token_id": 2,
+    },
+    "mamba2-1.3b": {
+        "architectures": ["Mamba2ForCausalLM"],
+        "model_type": "mamba2",
+        "hidden_size": 2048,
+        "expand": 2,
+        "num_hidden_layers": 48,
+        "num_heads": 64,
+        "head_dim": 64,
+        "state_size": 128,
+        "n_groups": 1,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "hidden_act": "silu",
+        "vocab_size": 50_288,
+        "layer_norm_epsilon": 1e-5,
+        "residual_in_fp32": True,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 0,
+        "eos_token_id": 0,
     },
     "tiny": {
         "architectures": ["LlamaForCausalLM"],

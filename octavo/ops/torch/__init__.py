@@ -15,9 +15,11 @@ from octavo.ops.torch.sampling import (
     argmax,
     choose_tokens,
     gather_logprobs,
+    log_mass,
     mask_truncated,
     row_uniform,
     sample,
+    token_ranks,
 )
 from octavo.ops.torch.ssm import causal_conv1d, selective_scan, ssd
 
@@ -38,6 +40,7 @@ OPS = {
         gelu_tanh_and_mul,
         linear,
         linear_packed,
+        log_mass,
         mask_truncated,
         paged_attention,
         rms_norm,
@@ -48,6 +51,7 @@ OPS = {
         selective_scan,
         silu_and_mul,
         ssd,
+        token_ranks,
         write_kv,
     )
 }

@@ -123,9 +123,7 @@ def _shift_right(value_S: Tensor, num_bits: int) -> Tensor:
 def gather_logprobs(logits_SV: Tensor, token_ids_S: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
     num_top = min(num_top, logits_SV.shape[1])
     chosen_S1 = logits_SV.gather(1, token_ids_S[:, None])
-    # Comparing into float32 and adding that is many times faster than adding booleans, and exact below 2**24 tokens.
-    above_SV = torch.gt(logits_SV, chosen_S1, out=torch.empty_like(logits_SV))
-    chosen_rank_S1 = 1 + above_SV.sum(-1, keepdim=True).long()
+    chosen_rank_S1 = token_ranks(logits_SV, token_ids_S[:, None])
     top_SN, top_ids_SN = _top_values(logits_SV, num_top)
     places_SN = torch.arange(num_top, device=logits_SV.device).expand_as(top_ids_SN)
     starts_SN = torch.ones_like(top_SN, dtype=torch.bool)  # where a run of equal logits starts
@@ -136,6 +134,21 @@ def gather_logprobs(logits_SV: Tensor, token_ids_S: Tensor, num_top: int) -> tup
         torch.cat([chosen_S1, top_SN], dim=1) - logits_SV.logsumexp(-1, keepdim=True),
         torch.cat([chosen_rank_S1, top_ranks_SN], dim=1),
     )
+
+
+def log_mass(logits_SV: Tensor) -> Tensor:
+    return logits_SV.logsumexp(-1, keepdim=True)
+
+
+def token_ranks(logits_SV: Tensor, token_ids_SM: Tensor) -> Tensor:
+    """A pass over the logits for each column: with few of them, as is usual, far less than a sort."""
+    ranks_SM = torch.empty_like(token_ids_SM)
+    # Comparing into float32 and adding that is many times faster than adding booleans, and exact below 2**24 tokens.
+    above_SV = torch.empty_like(logits_SV)
+    for place, chosen_S in enumerate(logits_SV.gather(1, token_ids_SM).unbind(1)):
+        torch.gt(logits_SV, chosen_S[:, None], out=above_SV)
+        ranks_SM[:, place] = 1 + above_SV.sum(-1).long()
+    return ranks_SM
 
 
 def mask_truncated(logits_SV: Tensor, top_k_S: Tensor, top_p_S: Tensor, min_p_S: Tensor) -> Tensor:

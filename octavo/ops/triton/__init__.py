@@ -18,6 +18,9 @@ from octavo.ops.triton import (
     penalties,
     rope,
     sampling,
+    ssm_conv,
+    ssm_dual,
+    ssm_scan,
     truncation,
 )
 
@@ -42,6 +45,9 @@ OPS = {
         sampling.choose_tokens,
         sampling.row_uniform,
         sampling.sample,
+        ssm_conv.causal_conv1d,
+        ssm_dual.ssd,
+        ssm_scan.selective_scan,
         truncation.mask_truncated,
     )
 }

@@ -31,11 +31,12 @@ def _gated(x_ptr, out_ptr, stride, size, KIND: tl.constexpr, BLOCK: tl.constexpr
     tl.store(out_ptr + row * size + column, out.to(gate.dtype), mask=inside)
 
 
-def _run(x: torch.Tensor, kind: tl.constexpr) -> torch.Tensor:
+def _run(x: torch.Tensor, kind: tl.constexpr, tile_rows: int | None) -> torch.Tensor:
+    """Tiles are as for `tile_rows` rows, if it says how many."""
     num_rows, size = x.shape[0], x.shape[1] // 2
     out = torch.empty(num_rows, size, dtype=x.dtype, device=x.device)
     if num_rows:
-        block = min(triton.next_power_of_2(size), 512 if num_rows <= 16 else 2048)
+        block = min(triton.next_power_of_2(size), 512 if (tile_rows or num_rows) <= 16 else 2048)
         grid = (num_rows, triton.cdiv(size, block))
         _gated[grid](
             x, out, x.stride(0), size, KIND=kind, BLOCK=block, num_warps=max(1, block // 512), **launch_options()
@@ -43,13 +44,13 @@ def _run(x: torch.Tensor, kind: tl.constexpr) -> torch.Tensor:
     return out
 
 
-def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    return _run(x, SILU)
+def silu_and_mul(x: torch.Tensor, tile_rows: int | None = None) -> torch.Tensor:
+    return _run(x, SILU, tile_rows)
 
 
-def gelu_and_mul(x: torch.Tensor) -> torch.Tensor:
-    return _run(x, GELU)
+def gelu_and_mul(x: torch.Tensor, tile_rows: int | None = None) -> torch.Tensor:
+    return _run(x, GELU, tile_rows)
 
 
-def gelu_tanh_and_mul(x: torch.Tensor) -> torch.Tensor:
-    return _run(x, GELU_TANH)
+def gelu_tanh_and_mul(x: torch.Tensor, tile_rows: int | None = None) -> torch.Tensor:
+    return _run(x, GELU_TANH, tile_rows)

@@ -23,8 +23,8 @@ def _decode_kernel(
     parts_out,
     parts_lse,
     arrived,  # [slots, K] int32: splits done, of each row with several; all zeros between launches
-    prefix_out,  # [splits, R, DECODE_TOKENS, N, BLOCK_H] float32: what the shared-prefix kernel found
-    prefix_lse,  # [splits, R, DECODE_TOKENS, N]
+    prefix_out,  # [splits, R, PREFIX_TOKENS, N, BLOCK_H] float32: what the shared-prefix kernel found
+    prefix_lse,  # [splits, R, PREFIX_TOKENS, N]
     prefix_splits,  # [R] int32: how many of its splits hold something of a row
     q_stride,
     block_stride,
@@ -43,7 +43,7 @@ def _decode_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    DECODE_TOKENS: tl.constexpr,
+    PREFIX_TOKENS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
@@ -88,7 +88,7 @@ def _decode_kernel(
         if HAS_PREFIX:  # noqa: SIM102
             if split == 0:  # goes on from what is known of the prefix
                 for part in range(tl.load(prefix_splits + row)):
-                    place = ((part * num_rows + row) * DECODE_TOKENS + line // GROUP) * N + head
+                    place = ((part * num_rows + row) * PREFIX_TOKENS + line // GROUP) * N + head
                     lse = tl.load(prefix_lse + place, mask=valid, other=float("-inf"))
                     found = tl.load(prefix_out + place[:, None] * BLOCK_H + column[None, :], mask=inner, other=0.0)
                     top = tl.maximum(m, lse)
@@ -229,7 +229,7 @@ def decode_attention(
         BLOCK_M=block_m,
         BLOCK_N=config.block_n,
         BLOCK_H=block_h,
-        DECODE_TOKENS=work.bounds.decode_tokens,
+        PREFIX_TOKENS=prefix.tokens if prefix else 1,
         HAS_WINDOW=heads.window is not None,
         HAS_CAP=heads.soft_cap is not None,
         HAS_SINKS=heads.sinks is not None,

@@ -9,27 +9,19 @@ kernel then starts each row's own keys from what was found here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 
+from octavo.ops.attention import PrefixGroups
 from octavo.ops.triton.attention_tiles import FLOOR, attend
 from octavo.ops.triton.attention_work import RECORD, Bounds, DecodeConfig, Heads, PrefillConfig, Workspace
+from octavo.ops.triton.chain import follow, launch_options
 
 MAX_SPLITS = 4  # of one prefix: each adds a read of its part for every row
 MIN_CHUNK = 256  # keys of a split at least
-
-
-@dataclass(frozen=True)
-class PrefixGroups:
-    """Rows that share leading blocks, on the device and padded: an empty group has equal starts. A row is in one group
-    at most, its queries come after the prefix, and the groups' blocks are equal in the rows' block tables."""
-
-    rows: torch.Tensor  # [<= R] int32: the rows of the batch, group by group
-    group_start: torch.Tensor  # [G + 1] int32, into `rows`
-    blocks: torch.Tensor  # [G] int32: how many blocks are shared
 
 
 @dataclass(frozen=True)
@@ -51,6 +43,15 @@ class PrefixParts:
     out: torch.Tensor
     lse: torch.Tensor
     splits: torch.Tensor
+    tokens: int  # places of each row
+
+
+@triton.jit
+def _split(keys, chunk, PAGE: tl.constexpr, MAX_SPLITS: tl.constexpr):
+    """How a prefix of so many keys is cut: keys of a split, splits."""
+    splits = tl.maximum(tl.minimum((keys + chunk - 1) // chunk, MAX_SPLITS), 1)
+    size = (keys // PAGE + splits - 1) // splits * PAGE
+    return size, tl.where(size > 0, (keys + size - 1) // tl.maximum(size, 1), 0)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_groups"])
@@ -69,6 +70,8 @@ def _list_kernel(
     MAX_SPLITS: tl.constexpr,
     PAGE: tl.constexpr,
     BLOCK_G: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PLACES: tl.constexpr,
     RECORD: tl.constexpr,
 ):
     lane = tl.arange(0, BLOCK_G)
@@ -90,9 +93,7 @@ def _list_kernel(
         begin = tl.load(group_start + first + lane, mask=real, other=0)
         members = tl.load(group_start + first + lane + 1, mask=real, other=0) - begin
         keys = tl.load(blocks + first + lane, mask=real, other=0) * PAGE
-        splits = tl.minimum((keys + chunk - 1) // chunk, MAX_SPLITS)
-        size = (keys // PAGE + tl.maximum(splits, 1) - 1) // tl.maximum(splits, 1) * PAGE
-        splits = tl.where(size > 0, (keys + size - 1) // tl.maximum(size, 1), 0)
+        size, splits = _split(keys, chunk, PAGE, MAX_SPLITS)
         count = (members + TILE_ROWS - 1) // TILE_ROWS * splits
         at = num_tiles + tl.cumsum(count, 0) - count
         for index in range(tl.max(count, 0)):
@@ -104,13 +105,21 @@ def _list_kernel(
             tl.store(record + 2, split, mask=here)
             tl.store(record + 3, split * size, mask=here)
             tl.store(record + 4, tl.minimum((split + 1) * size, keys), mask=here)
-        for member in range(tl.max(members, 0)):
-            here = (member < members) & (splits > 0)
-            row = tl.load(rows + begin + member, mask=here, other=0)
-            tl.store(prefix_tokens + row, keys, mask=here)
-            tl.store(prefix_splits + row, splits, mask=here)
         num_tiles += tl.sum(count, 0)
     tl.store(tiles, num_tiles)
+    # Each row's share: its place in `rows` lies behind the ends of as many groups as come before its own.
+    group = tl.arange(0, GROUPS)
+    ends = tl.load(group_start + 1 + group, mask=group < num_groups, other=2147483647)
+    num_members = tl.load(group_start + num_groups)
+    for first in range(0, num_members, PLACES):
+        place = first + tl.arange(0, PLACES)
+        here = place < num_members
+        mine = tl.sum((ends[None, :] <= place[:, None]).to(tl.int32), 1)
+        keys = tl.load(blocks + mine, mask=here, other=0) * PAGE
+        size, splits = _split(keys, chunk, PAGE, MAX_SPLITS)
+        row = tl.load(rows + place, mask=here, other=0)
+        tl.store(prefix_tokens + row, keys, mask=here)
+        tl.store(prefix_splits + row, splits, mask=here)
 
 
 @triton.jit(do_not_specialize=["table_stride", "num_rows"])
@@ -143,7 +152,9 @@ def _prefix_kernel(
     HAS_CAP: tl.constexpr,
     PRECISION: tl.constexpr,
     RECORD: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):
+    follow(CHAIN)
     kv_head = tl.program_id(0)
     tile = tl.program_id(1)
     if tile >= tl.load(tiles):
@@ -250,14 +261,16 @@ def list_prefixes(
     """Cuts the groups into tiles of queries and splits of keys, and notes how many keys each row need not read again:
     `list_work` takes that as `prefix_tokens_R`."""
     device = groups.rows.device
+    bounds = replace(bounds, decode_tokens=min(bounds.decode_tokens, groups.tokens))
     tile_rows = _tile_rows(bounds, heads, config)
     target = max(1, decode.fill // (4 * heads.num_kv_heads))
     most_tiles = -(-len(groups.rows) // tile_rows) + len(groups.blocks)
     max_tiles = min(most_tiles * MAX_SPLITS, most_tiles + target)
-    name = (heads.num_kv_heads, heads.group)
+    name = (heads.num_kv_heads, heads.group, page, decode, config)
     tiles = workspace.take(("prefix tiles", *name), (max_tiles + 1) * RECORD, torch.int32, device)
     tokens = workspace.take(("prefix tokens", *name), bounds.rows, torch.int32, device)
     splits = workspace.take(("prefix splits", *name), bounds.rows, torch.int32, device)
+    num_groups = triton.next_power_of_2(max(2, len(groups.blocks)))
     _list_kernel[(1,)](
         groups.rows,
         groups.group_start,
@@ -273,6 +286,8 @@ def list_prefixes(
         MAX_SPLITS=MAX_SPLITS,
         PAGE=page,
         BLOCK_G=512,
+        GROUPS=num_groups,
+        PLACES=max(16, 8192 // num_groups),
         RECORD=RECORD,
         num_warps=4,
     )
@@ -328,5 +343,6 @@ def prefix_attention(
         RECORD=RECORD,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **launch_options(),
     )
-    return PrefixParts(out, lse, work.splits)
+    return PrefixParts(out, lse, work.splits, bounds.decode_tokens)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import triton
@@ -72,6 +73,7 @@ class DeviceLimits:
     shared_bytes: int  # that one program may have
 
 
+@cache
 def device_limits(device: torch.device) -> DeviceLimits:
     """Without a GPU, of something small: the interpreter runs one program after the other."""
     if device.type != "cuda":

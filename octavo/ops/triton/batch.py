@@ -91,7 +91,7 @@ def _build_batch(
                     tl.store(gathered_ptr + column, block, mask=column < num_blocks)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["rows_ptr", "ids_ptr"])
 def _append_sampled(rows_ptr, ids_ptr, tokens_ptr, tokens_stride, length_ptr, num_rows, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows_ptr + place, mask=place < num_rows, other=-1).to(tl.int64)

@@ -50,14 +50,16 @@ def _summarise(
     tl.store(max_ptr + row * num_blocks + block, greatest, mask=block < num_blocks)
 
 
-def summarise(logits_SV: Tensor, temperature_S: Tensor | None, with_sum: bool = True) -> tuple[Tensor, Tensor]:
+def summarise(
+    logits_SV: Tensor, temperature_S: Tensor | None, with_sum: bool = True, tile_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
     """([S, N] maxima of blocks, NaN where one is, [S, N] sums of exp(logit - maximum)), float32, after division by
-    `temperature` (if it is not 0). Rows' logits are dense."""
+    `temperature` (if it is not 0). Rows' logits are dense. Tiles are as for `tile_rows` rows, if it says how many."""
     num_rows, vocab_size = logits_SV.shape
     num_blocks = triton.cdiv(vocab_size, BLOCK.value)
     greatest_SN = torch.empty(num_rows, num_blocks, dtype=torch.float32, device=logits_SV.device)
     mass_SN = torch.empty_like(greatest_SN) if with_sum else greatest_SN
-    subs = min(16 if num_rows <= 16 else 32, triton.next_power_of_2(num_blocks))
+    subs = min(16 if (tile_rows or num_rows) <= 16 else 32, triton.next_power_of_2(num_blocks))
     _summarise[(num_rows, triton.cdiv(num_blocks, subs))](
         logits_SV,
         logits_SV.stride(0),

@@ -23,7 +23,7 @@ from octavo.ops.triton.truncation import list_width, tile_blocks
 MOST_TOP = 32  # beyond it, sorting is as fast
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_top"])  # the widest of a batch
 def _gather_logprobs(
     logits_ptr,
     logits_stride,
@@ -89,7 +89,9 @@ def _gather_logprobs(
         tl.store(ranks_ptr + out + 1 + place, rank.to(tl.int64))
 
 
-def gather_logprobs(logits_SV: Tensor, token_ids_S: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+def gather_logprobs(
+    logits_SV: Tensor, token_ids_S: Tensor, num_top: int, tile_rows: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     num_rows, vocab_size = logits_SV.shape
     num_top = min(num_top, vocab_size)
     if num_top > MOST_TOP:
@@ -99,7 +101,7 @@ def gather_logprobs(logits_SV: Tensor, token_ids_S: Tensor, num_top: int) -> tup
     logprobs = torch.empty(num_rows, 1 + num_top, dtype=torch.float32, device=device)
     ranks = torch.empty(num_rows, 1 + num_top, dtype=torch.int64, device=device)
     if num_rows:
-        max_SN, sum_SN = summarise(logits_SV, None)
+        max_SN, sum_SN = summarise(logits_SV, None, tile_rows=tile_rows)
         width = list_width(max_SN.shape[1])
         _gather_logprobs[(num_rows,)](
             logits_SV,

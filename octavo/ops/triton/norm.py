@@ -113,7 +113,10 @@ def _warps(width: int) -> int:
     return min(max(width // 512, 1), 16)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float = 0.0) -> torch.Tensor:
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: float = 0.0, tile_rows: int | None = None
+) -> torch.Tensor:
+    """Tiles are as for `tile_rows` rows, if it says how many."""
     size = x.shape[-1]
     if x.dim() > 3 or x.stride(-1) != 1:
         x = x.reshape(-1, size).contiguous()
@@ -125,7 +128,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, weight_offset: f
         (x.stride(0), x.stride(1), x.shape[1]) if x.dim() == 3 else (x.stride(0) if x.dim() == 2 else 0, 0, 1)
     )
     width = triton.next_power_of_2(size)
-    rows = max(1, min(TILE // width, triton.next_power_of_2(triton.cdiv(num_rows, 1024))))
+    rows = max(1, min(TILE // width, triton.next_power_of_2(triton.cdiv(tile_rows or num_rows, 1024))))
     _rms_norm[(triton.cdiv(num_rows, rows),)](
         x,
         weight,

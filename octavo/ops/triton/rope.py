@@ -220,13 +220,15 @@ def rope_and_write(
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
     weight_offset: float = 0.0,
+    tile_rows: int | None = None,
 ) -> torch.Tensor:
+    """Tiles are as for `tile_rows` tokens, if it says how many."""
     num_tokens, num_heads, size = q_TNH.shape
     num_kv_heads, half = k_TKH.shape[1], cos_sin.shape[1] // 2
     out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
     if not num_tokens:
         return out
-    heads = _heads_of_program(num_tokens, num_heads)
+    heads = _heads_of_program(tile_rows or num_tokens, num_heads)
     rest = size - 2 * half
     _rope_and_write[(num_tokens, triton.cdiv(num_heads, heads) + triton.cdiv(num_kv_heads, heads))](
         q_TNH,

@@ -90,7 +90,11 @@ def _kept_masses(
     return tl.load(mass_ptr + place, mask=place < num_listed, other=0.0)
 
 
-@triton.jit
+# columns of a table: where they begin depends on the number of rows, and each variant takes seconds to compile
+_COLUMNS = ["temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr", "seeds_ptr", "positions_ptr"]
+
+
+@triton.jit(do_not_specialize_on_alignment=_COLUMNS)
 def _choose_tokens(
     logits_ptr,
     logits_stride,
@@ -275,6 +279,7 @@ def choose_tokens(
     min_p_S: Tensor,
     seeds_S: Tensor,
     positions_S: Tensor,
+    tile_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     logits_SV, temperature_S = dense_rows(logits_SV), temperature_S.contiguous()
     num_rows, vocab_size = logits_SV.shape
@@ -282,7 +287,7 @@ def choose_tokens(
     ids_S = torch.empty(num_rows, dtype=torch.int64, device=device)
     greatest_S = torch.empty(num_rows, dtype=torch.float32, device=device)
     if num_rows:
-        max_SN, sum_SN = summarise(logits_SV, temperature_S)
+        max_SN, sum_SN = summarise(logits_SV, temperature_S, tile_rows=tile_rows)
         width = list_width(max_SN.shape[1])
         _choose_tokens[(num_rows,)](
             logits_SV,

@@ -308,13 +308,15 @@ def tile_blocks(width: int) -> int:
     return min(32, width)
 
 
-def mask_truncated(logits_SV: Tensor, top_k_S: Tensor, top_p_S: Tensor, min_p_S: Tensor) -> Tensor:
+def mask_truncated(
+    logits_SV: Tensor, top_k_S: Tensor, top_p_S: Tensor, min_p_S: Tensor, tile_rows: int | None = None
+) -> Tensor:
     logits_SV = dense_rows(logits_SV)
     num_rows, vocab_size = logits_SV.shape
     out = torch.empty(logits_SV.shape, dtype=logits_SV.dtype, device=logits_SV.device)
     if not num_rows:
         return out
-    max_SN, sum_SN = summarise(logits_SV, None)
+    max_SN, sum_SN = summarise(logits_SV, None, tile_rows=tile_rows)
     width = list_width(max_SN.shape[1])
     threshold_S = torch.empty(num_rows, dtype=torch.float32, device=logits_SV.device)
     last_id_S = torch.empty(num_rows, dtype=torch.int32, device=logits_SV.device)

@@ -12,6 +12,8 @@ from octavo.server.protocol.fields import (
     Closed,
     Open,
     PromptFields,
+    PromptLogprobFields,
+    PromptLogprobs,
     RequestFields,
     SamplingFields,
     StreamOptions,
@@ -57,7 +59,7 @@ class ResponseFormat(Open):
     json_schema: dict[str, Any] | None = None
 
 
-class ChatCompletionRequest(RequestFields, SamplingFields, PromptFields, TemplateFields):
+class ChatCompletionRequest(RequestFields, SamplingFields, PromptFields, PromptLogprobFields, TemplateFields):
     messages: list[ChatMessage] = described(..., minItems=1)
     n: int | None = described(minimum=1, maximum=MAX_COMPLETIONS)
     max_completion_tokens: int | None = described(minimum=1, maximum=INT64 - 1)
@@ -120,7 +122,8 @@ class ChatCompletionResponse(Closed):
     service_tier: str | None = None
     system_fingerprint: str | None = None
     usage: Usage
-    prompt_logprobs: None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_id_logprobs: list[list[float]] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None
     kv_transfer_params: None = None

@@ -12,6 +12,8 @@ from octavo.server.protocol.fields import (
     INT64,
     Closed,
     PromptFields,
+    PromptLogprobFields,
+    PromptLogprobs,
     RequestFields,
     SamplingFields,
     StreamOptions,
@@ -20,17 +22,18 @@ from octavo.server.protocol.fields import (
 )
 
 
-class CompletionRequest(RequestFields, SamplingFields, PromptFields):
+class CompletionRequest(RequestFields, SamplingFields, PromptFields, PromptLogprobFields):
     prompt: str | list[str] | list[int] | list[list[int]] = described(
         ..., "Text or token ids, of one prompt or of several.", minLength=1, minItems=1
     )
     n: int | None = described(minimum=1, maximum=MAX_COMPLETIONS)
-    best_of: int | None = Field(None, description="Only as much as n yet.")
     max_tokens: int | None = described(
         16, "null: as many as the model's context allows. 0: with echo only.", minimum=0, maximum=INT64 - 1
     )
     logprobs: int | None = described(None, "The most likely N tokens at each position.", minimum=-1)
-    echo: bool | None = Field(False, description="Begin the answer with the prompt.")
+    echo: bool | None = Field(
+        False, description="Begin the answer with the prompt, and logprobs with those of its tokens."
+    )
     suffix: str | None = Field(None, description="Not supported yet.")
     stream_options: StreamOptions | None = None
     add_special_tokens: bool = True
@@ -51,7 +54,8 @@ class CompletionChoice(Closed):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     token_ids: list[int] | None = None
-    prompt_logprobs: None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_id_logprobs: list[list[float]] | None = None
     prompt_token_ids: list[int] | None = None
 
 

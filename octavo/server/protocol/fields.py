@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from octavo.core.params import REPETITION_PENALTIES
+from octavo.core.params import MAX_COMPLETIONS, REPETITION_PENALTIES
 
 INT64 = 2**63
 
@@ -58,10 +58,46 @@ class SamplingFields(Open):
     min_tokens: int | None = described(minimum=0, maximum=INT64 - 1)
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    logit_bias: dict[str, float] | None = Field(None, description="Token id to what its logit gains, -100 to 100.")
+    allowed_token_ids: list[int] | None = Field(None, description="No other tokens.")
+    bad_words: list[str] | None = Field(None, description="Texts that the answer does not have.")
+    best_of: int | None = described(
+        None, "Make this many, answer with the n likeliest. Not with stream.", minimum=1, maximum=MAX_COMPLETIONS
+    )
+    use_beam_search: bool | None = Field(None, description="With best_of (or n) beams. Not with stream.")
+    length_penalty: float | None = Field(None, description="Beams are ranked by log-probability / length ** this.")
+    early_stopping: bool | None = Field(None, description="Of beam search: end with the first n finished beams.")
+    logprob_token_ids: list[int] | None = Field(None, description="Log-probabilities of these too, with logprobs.")
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"] | None = None
+    thinking_token_budget: int | None = described(
+        None, "Thoughts are brought to their end after this many tokens; -1: never.", minimum=-1
+    )
+    repetition_detection: dict[str, int] | None = Field(
+        None, description="Ends an answer that repeats itself: max_pattern_size, min_pattern_size and min_count."
+    )
+    stream_interval: int | None = described(None, "Tokens in each chunk of a stream but the first.", minimum=1)
+    trace_decode_token_ids: list[int] | None = Field(None, description="The answer; for its log-probabilities.")
+    skip_reading_prefix_cache: bool | None = None
+    logits_processors: list[dict[str, Any]] | None = Field(
+        None, description="Registered ones: [{name, arguments}], see --request-logits-processors."
+    )
+    vllm_xargs: dict[str, Any] | None = Field(None, description="For the engine's own logits processors.")
     structured_outputs: dict[str, Any] | None = Field(
         default=None,
         description="The form of the answer: one of json (a schema), regex, choice, grammar, json_object and "
         "structural_tag, with options of StructuredOutputsParams such as backend.",
+    )
+
+
+class PromptLogprobFields(Open):
+    prompt_logprobs: int | None = described(
+        None, "The most likely N tokens at each position of the prompt; -1: all. Not with stream.", minimum=-1
+    )
+    prompt_logprob_token_ids: list[int] | list[list[int]] | None = Field(
+        None, description="Log-probabilities of these at each position of the prompt, or a list for each scored one."
+    )
+    prompt_logprob_start: int | None = described(
+        None, "The first scored position: its row is of the token after it.", minimum=0, maximum=INT64 - 1
     )
 
 
@@ -108,6 +144,15 @@ class Usage(Closed):
     completion_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = None
     completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class PromptLogprob(Closed):
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by token of the prompt, then by token id
 
 
 class FunctionDefinition(Open):

@@ -44,7 +44,9 @@ class ToolChoice(Open):
 
 class Thinking(Open):
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: int | None = Field(None, ge=1024, description="Taken as advice; max_tokens is what holds.")
+    budget_tokens: int | None = Field(
+        None, ge=1024, description="Advice where thoughts cannot be told from the answer."
+    )
 
 
 class CountTokensRequest(Open):

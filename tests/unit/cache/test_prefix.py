@@ -73,6 +73,25 @@ def test_annotations_live_and_die_with_the_block_s_place():
     assert index.annotation(block, "logprobs") is None
 
 
+def test_annotations_with_a_size_share_a_budget_and_the_least_recently_read_give_way():
+    index, blocks = PrefixIndex(1, annotation_bytes=100), [Block(i, 0, Slab(1)) for i in range(4)]
+    for i, block in enumerate(blocks):
+        index.insert(block, bytes([i]))
+        index.annotate(block, "kind", "kept for ever")
+    for block in blocks[:3]:
+        index.annotate(block, "rows", "x", 30)
+    assert index.annotation(blocks[0], "rows") == "x" and index.annotation_bytes_used == 90
+    index.annotate(blocks[3], "rows", "x", 30)
+    assert [index.annotation(block, "rows") for block in blocks] == ["x", None, "x", "x"]
+    index.annotate(blocks[0], "rows", "y", 40)  # another in its place: the old one's size is free
+    assert [index.annotation(block, "rows") for block in blocks] == ["y", None, "x", "x"]
+    index.annotate(blocks[1], "rows", "too large", 101)
+    assert index.annotation(blocks[1], "rows") is None and index.annotation_bytes_used == 100
+    index.remove(blocks[0])
+    assert index.annotation_bytes_used == 60
+    assert all(index.annotation(block, "kind") == "kept for ever" for block in blocks[1:])
+
+
 def test_a_claim_belongs_to_the_first_and_ends_with_it():
     index = PrefixIndex(1)
     assert index.claim([b"a", b"b"], "first") == [b"a", b"b"]

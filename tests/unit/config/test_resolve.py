@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -399,3 +400,57 @@ def test_explain_has_a_line_for_each_choice_with_its_reason() -> None:
     assert "4,096" in by_option["max_model_len"]
     automatic = {"max_num_batched_tokens", "enable_prefix_caching", "async_scheduling", "load_format", "tokenizer"}
     assert automatic <= set(by_option)
+
+
+INVARIANT = dataclasses.replace(CPU, has_invariant_kernels=True)
+
+
+def test_batch_invariance_is_as_asked_where_it_can_be() -> None:
+    assert not run(platform=INVARIANT).config.model.batch_invariant
+    asked = run(platform=INVARIANT, batch_invariant=True)
+    assert asked.config.model.batch_invariant
+    assert "slower" in why(asked, "batch_invariant")
+
+
+@pytest.mark.parametrize(
+    ("config", "platform", "options", "message"),
+    [
+        (MAMBA, INVARIANT, {}, "batch_invariant: MambaForCausalLM has recurrent layers"),
+        ({}, CPU, {}, "batch_invariant: there are no such kernels for cpu"),
+        ({}, INVARIANT, {"attention_backend": "torch_sdpa"}, r"attention_backend \(torch_sdpa\) and batch_invariant"),
+    ],
+)
+def test_batch_invariance_is_refused_where_it_cannot(
+    config: dict[str, Any], platform: PlatformFacts, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        run(config, platform, batch_invariant=True, **options)
+
+
+def test_sampling_options_are_complete_and_name_code() -> None:
+    sampling = run().config.sampling
+    assert (sampling.logprobs_mode, sampling.logits_processors) == ("raw_logprobs", ())
+    assert (dict(sampling.request_processors), sampling.processor_timeout) == ({}, 0.5)
+    sampling = run(
+        logprobs_mode="processed_logits",
+        logits_processors=["a.b:C", "d:E.f"],
+        request_logits_processors=["only=a.b:make", "x-y=d:E"],
+        logits_processor_timeout=0,
+    ).config.sampling
+    assert (sampling.logprobs_mode, sampling.logits_processors) == ("processed_logits", ("a.b:C", "d:E.f"))
+    assert (dict(sampling.request_processors), sampling.processor_timeout) == ({"only": "a.b:make", "x-y": "d:E"}, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"logits_processors": ["a.b.C"]}, "logits_processors must be module:Class, got 'a.b.C'"),
+        ({"logits_processors": ["a b:C"]}, "logits_processors must be module:Class, got 'a b:C'"),
+        ({"request_logits_processors": ["a:b"]}, "must be name=module:factory, got 'a:b'"),
+        ({"request_logits_processors": ["=a:b"]}, "must be name=module:factory, got '=a:b'"),
+        ({"request_logits_processors": ["x=a:b", "x=a:c"]}, "request_logits_processors names x twice: a:b and a:c"),
+    ],
+)
+def test_code_that_cannot_be_named_so(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        run(**options)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.params import ProcessorCall, RepetitionDetection, RequestOutputKind, SamplingParams
 from octavo.errors import InvalidParameter, InvalidRequest
 
 NAN, INF, HUGE = math.nan, math.inf, 10**400
@@ -39,6 +39,33 @@ def test_defaults_are_vllms() -> None:
         "include_stop_str_in_output": False,
         "output_kind": RequestOutputKind.CUMULATIVE,
         "structured_outputs": None,
+        "best_of": None,
+        "logit_bias": None,
+        "allowed_token_ids": None,
+        "bad_words": None,
+        "bad_words_token_ids": None,
+        "logits_processors": None,
+        "extra_args": None,
+        "prompt_logprobs": None,
+        "logprob_token_ids": None,
+        "prompt_logprob_token_ids": None,
+        "prompt_logprob_start": 0,
+        "logprobs_mode": None,
+        "flat_logprobs": False,
+        "stream_interval": None,
+        "thinking_token_budget": None,
+        "thinking": None,
+        "repetition_detection": None,
+        "truncate_prompt_tokens": None,
+        "truncation_side": "left",
+        "skip_reading_prefix_cache": None,
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "early_stopping": False,
+        "trace_decode_token_ids": None,
+        "watermarking": None,
+        "routed_experts_prompt_start": 0,
+        "skip_clone": False,
     }
 
 
@@ -92,6 +119,37 @@ REFUSED = [
     ("min_tokens", 17, "at most max_tokens=16"),
     ("logprobs", -2, "at least 0, or -1"),
     ("logprobs", False, "an integer"),
+    ("prompt_logprobs", -2, "at least 0, or -1"),
+    ("logprob_token_ids", list(range(129)), "at most 128 of them"),
+    ("logprob_token_ids", [-1], "free of negative ids"),
+    ("logprobs_mode", "raw", "one of raw_logprobs"),
+    ("prompt_logprob_token_ids", [], "at least one token id"),
+    ("prompt_logprob_token_ids", "12", "a list of token ids"),
+    ("prompt_logprob_start", -1, "at least 0"),
+    ("flat_logprobs", 1, "true or false"),
+    ("best_of", 0, "from n=1 to 16384"),
+    ("best_of", 16385, "from n=1 to 16384"),
+    ("best_of", "2", "an integer"),
+    ("logit_bias", [1], "an object such as"),
+    ("allowed_token_ids", [], "at least one token id"),
+    ("allowed_token_ids", [2, -1], "free of negative ids"),
+    ("bad_words", "word", "a list of strings"),
+    ("bad_words", ["a", " "], "not empty"),
+    ("bad_words", [1], "not empty"),
+    ("bad_words_token_ids", [[1], []], "free of empty lists"),
+    ("trace_decode_token_ids", [], "at least one token id"),
+    ("logits_processors", 3, "a list of callables"),
+    ("extra_args", [1], "an object"),
+    ("stream_interval", 0, "at least 1"),
+    ("thinking_token_budget", -2, "at least -1 (-1: no limit)"),
+    ("truncate_prompt_tokens", 0, "at least 1, or -1"),
+    ("truncate_prompt_tokens", -2, "at least 1, or -1"),
+    ("truncation_side", "middle", "left or right"),
+    ("skip_reading_prefix_cache", "yes", "true or false"),
+    ("length_penalty", NAN, "finite"),
+    ("use_beam_search", 1, "true or false"),
+    ("watermarking", True, "null"),
+    ("routed_experts_prompt_start", 1, "0: no model"),
     ("output_kind", 3, "0 (cumulative)"),
     ("output_kind", "delta", "0 (cumulative)"),
 ]
@@ -127,6 +185,12 @@ def test_a_bad_value_is_refused_with_field_value_and_limit(field: str, value: ob
         {"logprobs": 0},
         {"detokenize": False, "stop_token_ids": [3]},
         {"n": 2, "temperature": 0.5},
+        {"n": 2, "best_of": 2},
+        {"n": 2, "best_of": 3, "use_beam_search": True, "temperature": 0.0, "length_penalty": -1.0},
+        {"logprob_token_ids": list(range(128)), "logprobs_mode": "processed_logits"},
+        {"prompt_logprob_token_ids": [[1, 2], [3, 3]], "prompt_logprob_start": 7},
+        {"truncate_prompt_tokens": -1, "truncation_side": "right"},
+        {"repetition_detection": RepetitionDetection(4, 0, 2)},
     ],
 )
 def test_values_at_the_limit_are_taken(fields: dict[str, object]) -> None:
@@ -141,6 +205,10 @@ def test_normal_forms() -> None:
     assert SamplingParams(stop=("a", "b")).stop_strings == ["a", "b"]  # type: ignore[arg-type]
     assert SamplingParams(stop_token_ids=[5, 3, 5]).stop_token_ids == [5, 3]
     assert SamplingParams(logprobs=True).logprobs == 1
+    assert SamplingParams(thinking_token_budget=-1).thinking_token_budget is None
+    assert SamplingParams(logit_bias={"7": 1, 8: -300}).logit_bias == {7: 1.0, 8: -100.0}  # type: ignore[dict-item]
+    call = SamplingParams(logits_processors=[{"name": "shift", "arguments": {"by": 2}}, len]).logits_processors
+    assert call == [ProcessorCall("shift", {"by": 2}), len]
     assert SamplingParams(output_kind=2).output_kind is RequestOutputKind.FINAL_ONLY  # type: ignore[arg-type]
     params = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(7), top_p=fractions.Fraction(1, 2))  # type: ignore[arg-type]
     assert (type(params.temperature), type(params.top_k), params.top_p) == (float, int, 0.5)
@@ -158,8 +226,48 @@ def test_small_temperatures_are_raised_and_zero_is_greedy(caplog: pytest.LogCapt
 def test_fields_that_exclude_each_other() -> None:
     with pytest.raises(InvalidParameter, match=r"n must be 1 when sampling is greedy .* got 2"):
         SamplingParams(temperature=0.0, n=2)
+    with pytest.raises(InvalidParameter, match=r"best_of must be 1 when sampling is greedy .* got 2"):
+        SamplingParams(temperature=0.0, best_of=2)
     with pytest.raises(InvalidParameter, match="stop must be empty when detokenize is false"):
         SamplingParams(stop="x", detokenize=False)
+    with pytest.raises(InvalidRequest, match="best_of over n cannot be streamed"):
+        SamplingParams(best_of=2, output_kind=RequestOutputKind.DELTA)
+    with pytest.raises(InvalidRequest, match="beam search cannot be streamed"):
+        SamplingParams(use_beam_search=True, output_kind=RequestOutputKind.DELTA)
+    for name, value in (("stop", ["x"]), ("min_tokens", 1), ("prompt_logprobs", 0), ("thinking_token_budget", 3)):
+        with pytest.raises(InvalidRequest, match=f"{name} cannot be combined with use_beam_search") as caught:
+            SamplingParams(use_beam_search=True, **{name: value})
+        assert caught.value.field == name
+    for field in ({"length_penalty": 0.5}, {"early_stopping": True}):
+        with pytest.raises(InvalidRequest, match="has a meaning only with use_beam_search"):
+            SamplingParams(**field)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="equally many ids in each row"):
+        SamplingParams(prompt_logprob_token_ids=[[1], [1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_pattern_size": 2}, "repetition_detection.min_count must be at least 2, got 0"),
+        ({"max_pattern_size": 2, "min_count": 1}, "min_count must be at least 2"),
+        ({"max_pattern_size": -1, "min_count": 2}, "max_pattern_size must be at least 0"),
+        ({"max_pattern_size": 2, "min_pattern_size": 3, "min_count": 2}, "at most max_pattern_size=2"),
+        ({"size": 2}, "has no field 'size'"),
+    ],
+)
+def test_repetition_detection_is_checked(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        SamplingParams.from_dict({"repetition_detection": fields})
+
+
+def test_a_registered_processor_is_named() -> None:
+    for given, message in (
+        ({"arguments": {}}, "the name of a registered"),
+        ({"name": "x", "arguments": [1]}, "arguments must be an object"),
+        ({"name": "x", "args": {}}, "not 'args'"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            SamplingParams(logits_processors=[given])
 
 
 def test_checks_that_need_the_model() -> None:
@@ -167,6 +275,13 @@ def test_checks_that_need_the_model() -> None:
     SamplingParams(logprobs=-1).validate_for(vocab_size=100, max_logprobs=-1)
     with pytest.raises(InvalidParameter, match=r"stop_token_ids must be below the vocabulary size 100, got \[100\]"):
         SamplingParams(stop_token_ids=[1, 100]).validate_for(vocab_size=100, max_logprobs=20)
+    for field in ("allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids", "prompt_logprob_token_ids"):
+        with pytest.raises(InvalidParameter, match=rf"{field} must be below the vocabulary size 100, got \[100\]"):
+            SamplingParams(**{field: [1, 100]}).validate_for(vocab_size=100, max_logprobs=20)
+    with pytest.raises(InvalidParameter, match=r"logit_bias must be below the vocabulary size 100, got \[100\]"):
+        SamplingParams(logit_bias={100: 1.0}).validate_for(vocab_size=100, max_logprobs=20)
+    with pytest.raises(InvalidParameter, match=r"prompt_logprobs must be at most 20 .* got 21"):
+        SamplingParams(prompt_logprobs=21).validate_for(vocab_size=100, max_logprobs=20)
     with pytest.raises(InvalidParameter, match=r"logprobs must be at most 20 .* got 21"):
         SamplingParams(logprobs=21).validate_for(vocab_size=100, max_logprobs=20)
     with pytest.raises(InvalidParameter, match=r"at most 20 .*whole vocabulary, 100.* got -1"):
@@ -194,8 +309,8 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         SamplingParams.from_dict({"zzzzzz": 0.5})
     with pytest.raises(InvalidRequest, match="must be an object, got list"):
         SamplingParams.from_dict([1])  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="best_of"):
-        SamplingParams(best_of=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="guided_json"):
+        SamplingParams(guided_json={})  # type: ignore[call-arg]
 
 
 def test_from_dict_takes_none_as_not_given() -> None:

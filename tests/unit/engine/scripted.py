@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
+import msgspec
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from octavo.core.messages import Delta, StepOutputs, StepStats, Submit
 from octavo.core.outputs import TokenLogprobs
-from octavo.core.params import RequestOutputKind
+from octavo.core.params import RequestOutputKind, SamplingParams
+from octavo.core.prompt_logprobs import PromptRows
 from octavo.core.request import FinishReason
 from octavo.engine.client import InlineClient
 from octavo.engine.detokenizer import TokenText
@@ -76,6 +79,18 @@ class ScriptedRequest:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
+def scripted_rows(prompt: list[int], params: SamplingParams) -> PromptRows:
+    """Each token has the log-probability -position and rank 9; the top are 0, 1, 2 at -1."""
+    num_top = params.prompt_logprobs or 0
+    token_ids, logprobs, ranks = array("i"), array("f"), array("i")
+    for position, token_id in enumerate(prompt[1:], 1):
+        token_ids.extend([token_id, *range(num_top)])
+        logprobs.extend([-position, *[-1.0] * num_top])
+        ranks.extend([9, *range(1, num_top + 1)])
+    columns = (token_ids.tobytes(), logprobs.tobytes(), ranks.tobytes())
+    return PromptRows(0, len(prompt) - 1, 1 + num_top, *columns)
+
+
 class ScriptedCore:
     """Says `script(submit)` token by token, one for each request and step, with the core's rules for stopping.
 
@@ -93,6 +108,7 @@ class ScriptedCore:
         self.refused: set[str] = set()
         self.num_steps = self.num_shutdowns = 0
         self.watched_for = 0.0
+        self.rows_after = 0  # tokens of a streaming request before its prompt's log-probabilities come
         self.before_step: Callable[[], None] = lambda: None
 
     def add(self, submit: Submit) -> None:
@@ -148,7 +164,10 @@ class ScriptedCore:
                 )
                 for i in new
             ]
-        return Delta(submit.request_id, new, reason, stop_reason, error, rows, num_cached_tokens=16)
+        delta = Delta(submit.request_id, new, reason, stop_reason, error, rows, num_cached_tokens=16)
+        if params.prompt_logprobs is not None and (start == self.rows_after or not streams) and error is None:
+            delta = msgspec.structs.replace(delta, prompt_rows=scripted_rows(submit.prompt_token_ids, params))
+        return delta
 
     def reset_prefix_cache(self) -> bool:
         return not self.requests

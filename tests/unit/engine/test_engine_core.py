@@ -3,6 +3,7 @@ overlapped, nothing leaks, nobody pays for another's failure."""
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -268,3 +269,19 @@ def test_salts_isolate():
         while engine.has_work():
             run_deltas += engine.step().deltas
         assert run_deltas[-1].num_cached_tokens == (48 if request_id == "c" else 0)
+
+
+def test_a_request_leaves_no_garbage_in_cycles():
+    """Deltas are hidden from the garbage collector, and its rounds are pauses: reference counts must do."""
+    engine = make_engine(depth=2, num_slabs=20)
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(8):
+            submit(engine, str(i), [1 + i, *range(40)], max_tokens=20, streams=i % 2 == 0)
+        engine.step()
+        engine.abort(["3"])
+        run(engine)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from octavo.core.params import SamplingParams
+from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.engine.inputs import (
     InputProcessor,
     PromptLimits,
@@ -182,3 +183,91 @@ def test_one_conversation_or_many() -> None:
     assert split_conversations([[message], [message]]) == [[message], [message]]
     with pytest.raises(InvalidParameter, match="messages"):
         split_conversations("hi")
+
+
+# ---- bad words
+
+
+def test_bad_words_become_tokens_at_the_beginning_of_a_text_and_within() -> None:
+    """With a space before it a word counts too, where that gives another first token and no more of them."""
+    encode = byte_level_tokenizer().encode
+    for word, forms in (
+        ("sat", ["sat", " sat"]),
+        ("  sat", ["sat", " sat"]),
+        ("cat", ["cat"]),  # " cat" is one token, "cat" two
+        ("xyz", ["xyz"]),
+    ):
+        given = SamplingParams(bad_words=[word])
+        prepared = processor().prepare("hello", given, "name")
+        assert prepared.submits[0].params.bad_words_token_ids == [encode(form) for form in forms]
+        assert given.bad_words_token_ids is None
+    assert encode("sat") != encode(" sat")
+    both = SamplingParams(bad_words=["xyz"], bad_words_token_ids=[[1, 2]])
+    found = processor().prepare("hello", both, "name").submits[0].params.bad_words_token_ids
+    assert found == [[1, 2], encode("xyz")]
+
+
+def test_bad_words_that_cannot_be_tokens_of_the_model() -> None:
+    tokenizer = byte_level_tokenizer()
+    small = PromptLimits(vocab_size=max(tokenizer.encode("END")), max_model_len=32, max_logprobs=5)
+    with pytest.raises(InvalidParameter, match=r"bad_words\[1\] must be made of tokens below the vocabulary size"):
+        InputProcessor(small, tokenizer).prepare([1], SamplingParams(bad_words=["!", "END"]), "name")
+    with pytest.raises(InvalidRequest, match="bad_words must be token ids: the engine runs without a tokenizer"):
+        InputProcessor(LIMITS).prepare([1], SamplingParams(bad_words=["cat"]), "name")
+    with pytest.raises(InvalidParameter, match="bad_words_token_ids must be below the vocabulary size 330"):
+        processor().prepare("hello", SamplingParams(bad_words_token_ids=[[1, 330]]), "name")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"truncate_prompt_tokens": 3}, slice(-3, None)),
+        ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, slice(0, 3)),
+        ({"truncate_prompt_tokens": 300}, slice(0, None)),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 12}, slice(-20, None)),
+        ({"truncate_prompt_tokens": -1, "max_tokens": None}, slice(-31, None)),
+    ],
+)
+def test_prompts_are_truncated(fields: dict[str, Any], kept: slice) -> None:
+    inputs = processor()
+    prompt = list(range(40, 72)) if fields["truncate_prompt_tokens"] == -1 else list(range(40, 50))
+    prepared = inputs.prepare({"prompt": "text", "prompt_token_ids": prompt}, SamplingParams(**fields), "name")
+    assert prepared.prompt_token_ids == prepared.submits[0].prompt_token_ids == prompt[kept]
+    whole = len(prompt[kept]) == len(prompt)
+    assert prepared.prompt == ("text" if whole else byte_level_tokenizer().decode(prompt[kept]))
+
+
+def test_searches_are_one_request_and_answer_once() -> None:
+    inputs = processor()
+    search = SamplingParams(n=3, use_beam_search=True, temperature=0)
+    prepared = inputs.prepare([1, 2], search, "name")
+    assert len(prepared.submits) == 1 and prepared.submits[0].params.n == 3
+    best = inputs.prepare([1, 2], SamplingParams(n=2, best_of=3, seed=5), "name")
+    assert [submit.params.seed for submit in best.submits] == [5, 6, 7]
+    for one in (prepared, best):
+        assert one.params.output_kind is RequestOutputKind.FINAL_ONLY
+    assert search.output_kind is RequestOutputKind.CUMULATIVE, "the user's own is left alone"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt_logprob_token_ids": [1], "prompt_logprob_start": 3}, "prompt_logprob_start must be at most 2"),
+        ({"prompt_logprob_token_ids": [[1], [2]], "prompt_logprob_start": 1}, "has 2 rows, but the prompt of 3 tokens"),
+        ({"prompt_logprob_token_ids": [1000]}, "prompt_logprob_token_ids"),
+        ({"prompt_logprobs": -1}, "would take 1.8 GiB; at most 1 GiB"),
+    ],
+)
+def test_log_probabilities_of_a_prompt_are_checked_against_it(fields: dict[str, Any], message: str) -> None:
+    vocab_size = 80_000_000 if "prompt_logprobs" in fields else 1000
+    inputs = InputProcessor(PromptLimits(vocab_size, 100, -1))
+    with pytest.raises(InvalidRequest, match=re.escape(message)):
+        inputs.prepare([5, 6, 7], SamplingParams(**fields), "r")
+    inputs.prepare([5, 6], SamplingParams(prompt_logprob_token_ids=[[1]], prompt_logprob_start=0), "r")
+
+
+def test_only_the_first_of_n_asks_for_the_prompt_s_log_probabilities() -> None:
+    params = SamplingParams(n=3, prompt_logprobs=2, prompt_logprob_token_ids=[5])
+    prepared = InputProcessor(PromptLimits(1000, 100, -1)).prepare([5, 6, 7], params, "r")
+    asked = [(one.params.prompt_logprobs, one.params.prompt_logprob_token_ids) for one in prepared.submits]
+    assert asked == [(2, [5]), (None, None), (None, None)]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from octavo.core.messages import Delta, StepOutputs
-from octavo.core.outputs import RequestOutput, TokenLogprobs
+from octavo.core.messages import Beam, Delta, StepOutputs
+from octavo.core.outputs import FlatLogprobs, RequestOutput, TokenLogprobs
 from octavo.core.params import RequestOutputKind, SamplingParams
 from octavo.core.request import FinishReason
 from octavo.engine.detokenizer import TokenText
@@ -200,46 +200,79 @@ def test_times_and_cached_tokens() -> None:
     assert metrics.last_token_time is not None and metrics.last_token_time >= metrics.first_token_time
 
 
+def played(
+    draw: random.Random, desk: Desk, request: ActiveRequest, scripts: list[list[int]], ends: list[dict[str, Any]]
+) -> list[tuple[str, list[int], Any]]:
+    """(text, token ids, stop reason) of each completion, put together by a reader who comes when there is something,
+    and not always then. `ends` say how the core ends each."""
+    kind, interval = request.params.output_kind, request.params.stream_interval or 1
+    texts: list[list[str]] = [[] for _ in scripts]
+    token_ids: list[list[list[int]]] = [[] for _ in scripts]
+    reasons: list[Any] = [None] * len(scripts)
+    positions = [0] * len(scripts)
+    while not request.finished:
+        child = draw.choice([i for i, completion in enumerate(request.completions) if completion.finish_reason is None])
+        size, position = draw.randint(1, 4), positions[child]
+        positions[child] += size
+        end = ends[child] if positions[child] >= len(scripts[child]) else {}
+        changed = desk.step(request, scripts[child][position : position + size], child, **end)
+        if not request.finished and (not changed or draw.random() < 0.3):
+            continue
+        if (output := request.take()) is None:
+            continue
+        for one in output.outputs:
+            shown = texts[one.index]
+            assert kind is not CUMULATIVE or one.text.startswith(shown[-1] if shown else "")
+            if one.index == child and kind is DELTA and shown and not one.finished:
+                assert len(one.token_ids) >= interval
+            shown.append(one.text)
+            token_ids[one.index].append(one.token_ids)
+            reasons[one.index] = one.stop_reason
+    if kind is DELTA:
+        return [("".join(texts[i]), list(chain.from_iterable(token_ids[i])), reasons[i]) for i in range(len(scripts))]
+    return [(texts[i][-1], token_ids[i][-1], reasons[i]) for i in range(len(scripts))]
+
+
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
 def test_streamed_pieces_make_the_final_text(tokenizer: Tokenizer) -> None:
-    """Random tokens, stop strings, steps and reading paces: 500 cases for each tokenizer."""
+    """Random tokens, stop strings and tokens, steps, intervals and reading paces: 500 cases for each tokenizer."""
     draw = random.Random(4)
     sentence = "the cat sat on the mat. END 你好 🙂 stop"
     alphabet = tokenizer.encode(sentence) + [draw.randrange(tokenizer.vocab_size) for _ in range(10)]
     for case in range(500):
-        ids = [draw.choice(alphabet) for _ in range(draw.randint(1, 25))]
-        text = tokenizer.decode(ids)
+        n = 2 if draw.random() < 0.2 else 1
+        scripts = [[draw.choice(alphabet) for _ in range(draw.randint(1, 25))] for _ in range(n)]
+        text = tokenizer.decode(scripts[0])
         stops = [text[i : i + draw.randint(1, 5)] for i in [draw.randrange(len(text) or 1) for _ in range(2)]]
         settings: dict[str, Any] = {
+            "n": n,
             "stop": [stop for stop in stops if stop] if draw.random() < 0.7 else None,
+            "stop_token_ids": draw.sample(alphabet, 2) if draw.random() < 0.3 else None,
             "include_stop_str_in_output": draw.random() < 0.3,
             "min_tokens": draw.choice([0, 0, 3]),
             "skip_special_tokens": draw.random() < 0.7,
+            "stream_interval": draw.choice([None, 1, 3, 8]),
         }
-        reason = draw.choice([FinishReason.LENGTH, FinishReason.STOP])
+        ends: list[dict[str, Any]] = [
+            {"finish_reason": draw.choice([FinishReason.LENGTH, FinishReason.STOP])} for _ in scripts
+        ]
+        for child, script in enumerate(scripts):  # as the core does
+            found = [i for i, token_id in enumerate(script) if token_id in (settings["stop_token_ids"] or ())]
+            if found := [i for i in found if i >= settings["min_tokens"]]:
+                ends[child] = {"finish_reason": FinishReason.STOP, "stop_reason": script[found[0]]}
+                del script[found[0] + 1 :]
         finals = []
         for kind in RequestOutputKind:
             desk = Desk(tokenizer)
             request = desk.open(output_kind=kind, prompt=[5, 7], **settings)
-            shown, shown_ids, position = [], [], 0
-            while not request.finished:
-                size = draw.randint(1, 4)
-                new, position = ids[position : position + size], position + size
-                desk.step(request, new, finish_reason=reason if position >= len(ids) else None)
-                if (draw.random() < 0.6 or request.finished) and (output := request.take()) is not None:
-                    completion = output.outputs[0]
-                    assert kind is not CUMULATIVE or completion.text.startswith(shown[-1] if shown else "")
-                    shown.append(completion.text)
-                    shown_ids.append(completion.token_ids)
-            if kind is DELTA:
-                finals.append(("".join(shown), list(chain.from_iterable(shown_ids)), completion.stop_reason))
-            else:
-                finals.append((shown[-1], shown_ids[-1], completion.stop_reason))
+            finals.append(played(draw, desk, request, scripts, ends))
         assert finals[0] == finals[1] == finals[2], f"case {case}"
-        final_text, _, stop = finals[0]
-        if isinstance(stop, str) and settings["min_tokens"] == 0:
-            found = [s for s in settings["stop"] if s in final_text]
-            assert final_text.endswith(stop) if settings["include_stop_str_in_output"] else not found
+        for (final_text, token_ids, stop), script, end in zip(finals[0], scripts, ends, strict=True):
+            if isinstance(stop, str) and settings["min_tokens"] == 0:
+                found = [s for s in settings["stop"] if s in final_text]
+                assert final_text.endswith(stop) if settings["include_stop_str_in_output"] else not found
+            if not isinstance(stop, str):
+                assert token_ids == script and stop == end.get("stop_reason")
 
 
 def test_a_step_of_1024_requests_costs_little() -> None:
@@ -252,3 +285,89 @@ def test_a_step_of_1024_requests_costs_little() -> None:
         desk.outputs.process(step)
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 2e-3  # the best of 20: the machine may be busy
+
+
+def test_the_best_of_several_are_returned() -> None:
+    desk = Desk()
+    request = desk.open(detokenize=False, n=2, best_of=4, temperature=1.0)
+    assert len(request.submits) == 4
+    assert all(submit.params.logprobs == 0 and submit.params.n == 1 for submit in request.submits)
+    for child, (logprob, reason) in enumerate([(-3.0, "length"), (-1.0, "length"), (-2.0, "stop"), (-0.5, "error")]):
+        row = TokenLogprobs([child], [logprob], [1])
+        end = FinishReason[reason.upper()]
+        changed = desk.step(request, [child], child, finish_reason=end, logprobs=[row], stop_reason=None)
+        assert bool(changed) == (child == 3), "nothing before all are there"
+    output = taken(request)
+    assert [(one.index, one.token_ids, one.cumulative_logprob) for one in output.outputs] == [
+        (0, [1], -1.0),
+        (1, [2], -2.0),
+    ], "a failed one comes last, whatever its probability"
+    assert [one.logprobs for one in output.outputs] == [None, None], "nobody asked for them"
+    plain = desk.open("plain", detokenize=False, n=2, best_of=2, temperature=1.0)
+    assert [submit.params.logprobs for submit in plain.submits] == [None, None]
+
+
+def test_a_stream_interval_collects_tokens_but_the_first() -> None:
+    desk = Desk()
+    request = desk.open(detokenize=False, output_kind=DELTA, stream_interval=3)
+    pieces = []
+    for token_id in range(9):
+        last = token_id == 8
+        if desk.step(request, [token_id], finish_reason=FinishReason.LENGTH if last else None):
+            pieces.append(taken(request).outputs[0].token_ids)
+    assert pieces == [[0], [1, 2, 3], [4, 5, 6], [7, 8]]
+    engines = OutputProcessor(None, stream_interval=2)
+    request = engines.add(desk.inputs.prepare([1], SamplingParams(detokenize=False, output_kind=DELTA), "own"))
+    sizes = []
+    for token_id in range(5):
+        delta = Delta(request.submits[0].request_id, [token_id])
+        if engines.process(StepOutputs([delta])).changed:
+            sizes.append(len(taken(request).outputs[0].token_ids))
+    assert sizes == [1, 2, 2]
+
+
+def test_flat_logprobs_read_as_dictionaries_do() -> None:
+    tokenizer = byte_level_tokenizer()
+    rows = [TokenLogprobs([5, 6], [-0.5, -1.0], [1, 2]), TokenLogprobs([6, 5, 6], [-3.0, -0.25, -3.0], [2, 1, 2])]
+    answers = []
+    for flat in (False, True):
+        desk = Desk(tokenizer)
+        request = desk.open(logprobs=2, flat_logprobs=flat)
+        desk.step(request, [5], logprobs=rows[:1])
+        first = taken(request).outputs[0].logprobs
+        desk.step(request, [6], logprobs=rows[1:], finish_reason=FinishReason.LENGTH)
+        answers.append((first, taken(request).outputs[0].logprobs))
+    (first, whole), (flat_first, flat_whole) = answers
+    assert isinstance(flat_whole, FlatLogprobs) and flat_first is not None and whole is not None
+    assert list(flat_first) == first and list(flat_whole) == whole
+    assert len(flat_whole) == 2 and flat_whole[-1] == whole[1] and list(flat_whole[1:]) == whole[1:]
+    assert flat_whole.start_indices == [0, 2] and flat_whole.token_ids[0] == 5
+    with pytest.raises(IndexError):
+        flat_whole[2]
+
+
+def test_a_beam_search_that_fails_or_finds_less_than_n() -> None:
+    desk = Desk()
+
+    def open_search(name: str) -> ActiveRequest:
+        return desk.open(name, detokenize=False, n=3, use_beam_search=True, temperature=0.0)
+
+    request = open_search("few")
+    assert len(request.submits) == 1
+    beams = [Beam([4, 5], -1.0, FinishReason.LENGTH), Beam([4, 6], -2.0, FinishReason.STOP, 6)]
+    assert desk.step(request, [], beams=beams, finish_reason=FinishReason.STOP) == [request]
+    output = taken(request)
+    assert output.finished and [
+        (one.index, one.token_ids, one.finish_reason, one.stop_reason) for one in output.outputs
+    ] == [
+        (0, [4, 5], "length", None),
+        (1, [4, 6], "stop", 6),
+    ]
+    request = open_search("bad")
+    desk.step(request, [], error="it broke", finish_reason=FinishReason.ERROR)
+    output = taken(request)
+    assert output.finished and output.error == "it broke"
+    assert [one.finish_reason for one in output.outputs] == ["error"] * 3
+    request = open_search("gone")
+    assert desk.outputs.abort([request]) == [request.submits[0].request_id]
+    assert request.finished and desk.outputs.num_unfinished == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import ConfigurationError
-from octavo.platforms import cpu, detect
+from octavo.platforms import cpu, cuda, detect
 from octavo.platforms.platform import Platform
 
 
@@ -73,3 +73,17 @@ def test_facts_are_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = cpu.platform().facts()
     assert facts.name == "cpu" and facts.shares_memory and not facts.is_asynchronous
     assert set(facts.fast_dtypes) <= set(facts.dtypes) and "float32" in facts.fast_dtypes
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_invariant_kernels_come_before_the_others(name: str) -> None:
+    """On a platform without them, the wish is refused."""
+    found = dataclasses.replace(cpu.platform(), invariant={"cpu": cpu, "cuda": cuda}[name].INVARIANT)
+    assert found.facts().has_invariant_kernels
+    kernels = found.kernels(batch_invariant=True)
+    assert "invariant" in kernels.op_order[0] and len(kernels.attention_order(None)) == 1
+    assert found.kernels(batch_invariant=False).op_order == ("torch",)
+    bare = dataclasses.replace(found, invariant=None)
+    assert not bare.facts().has_invariant_kernels
+    with pytest.raises(ConfigurationError, match="batch_invariant: there are no such kernels for cpu"):
+        bare.kernels(batch_invariant=True)

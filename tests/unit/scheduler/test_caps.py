@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from octavo.core.hooks import Round
 from octavo.core.params import SamplingParams
+from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
-from octavo.scheduler.caps import UNLIMITED, FairShare, LongPrefill, water_level
+from octavo.scheduler.caps import UNLIMITED, FairShare, LongPrefill, PromptLogprobRows, water_level
 
 
 @dataclass
@@ -76,3 +77,20 @@ def test_the_long_prefill_threshold_counts_while_others_compete():
     cap.begin(Plan(1024), Round([request], [], num_decoding=0, is_fair=True))
     assert cap(request, Plan(1024)) == UNLIMITED
     assert LongPrefill(0)(request, Plan(1024)) == UNLIMITED
+
+
+def test_steps_are_as_small_as_the_rows_of_prompts_are_wide():
+    cap, plan = PromptLogprobRows(max_bytes=12 * 51 * 40), Plan(1024)
+    wide, other, narrow, none = (prompt(100 + i) for i in range(4))
+    for request, num_top in ((wide, 50), (other, 50), (narrow, 0)):
+        request.scores = PromptScores.of(SamplingParams(prompt_logprobs=num_top), 100, 1000)
+    cap.begin(plan, Round([wide, none], [other, narrow], 0, True))
+    assert cap(wide, plan) == cap(other, plan) == 40 // 3 and cap(none, plan) == UNLIMITED
+    assert cap(narrow, plan) == 51 * 40 // 3
+    plan.num_scheduled[wide.request_id] = 13
+    assert cap(wide, plan) == 0, "in the second round of a step"
+    wide.scores.frontier = wide.scores.end
+    assert cap(wide, plan) == UNLIMITED
+    tiny = PromptLogprobRows(max_bytes=1)
+    tiny.begin(plan, Round([other], [], 0, True))
+    assert tiny(other, plan) == 1, "it ends"

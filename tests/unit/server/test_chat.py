@@ -133,7 +133,7 @@ def test_usage_in_streams() -> None:
             server.core.before_step = lambda: time.sleep(0.005)
             always = await usages(server, stream_options={"include_usage": True, "continuous_usage_stats": True})
             counts = [usage["completion_tokens"] for usage in always]
-            assert counts == sorted(counts) and counts[0] == 1 and counts[-1] == total["completion_tokens"]
+            assert counts == sorted(counts) and 0 < counts[0] < counts[-1] == total["completion_tokens"]
         async with scripted_server("the cat", enable_force_include_usage=True) as server:
             assert (await usages(server))[-1]["completion_tokens"] > 1
 
@@ -156,10 +156,16 @@ def test_echo_and_continuing_a_message() -> None:
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"logit_bias": {"1": 1}}, "logit_bias"),
-        ({"prompt_logprobs": 0}, "prompt_logprobs"),
-        ({"bad_words": ["x"]}, "bad_words"),
-        ({"use_beam_search": True}, "use_beam_search"),
+        ({"logit_bias": {"1000000": 1}}, "logit_bias"),
+        ({"logit_bias": {"one": 1}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"repetition_detection": {"max_pattern_size": 2}}, "repetition_detection.min_count"),
+        ({"repetition_detection": {"size": 2}}, "repetition_detection"),
+        ({"stream_interval": 0}, "stream_interval"),
+        ({"logits_processors": [{"arguments": {}}]}, "logits_processors.name"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"bad_words": [" "]}, "bad_words"),
+        ({"use_beam_search": True, "min_tokens": 2}, "min_tokens"),
         ({"temperature": 2.1}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"top_logprobs": 2}, "top_logprobs"),

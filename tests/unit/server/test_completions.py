@@ -76,6 +76,88 @@ def test_echo() -> None:
     run(work)
 
 
+def test_echo_with_log_probabilities_begins_with_the_prompt_s() -> None:
+    async def work() -> None:
+        async with scripted_server(" sat on") as server:
+            ids = server.engine.get_tokenizer().encode("the cat")
+            alone = await server.json(URL, prompt="the cat", logprobs=2)
+            body: dict[str, Any] = {"prompt": ["the cat", "the cat"], "echo": True, "logprobs": 2, "n": 2, "seed": 1}
+            whole = await server.json(URL, **body)
+            for choice in whole["choices"]:
+                logprobs = choice["logprobs"]
+                assert choice["text"] == "the cat sat on" and "".join(logprobs["tokens"]) == "the cat sat on<eos>"
+                assert logprobs["token_logprobs"][: len(ids)] == [None, *(-float(i) for i in range(1, len(ids)))]
+                assert logprobs["top_logprobs"][0] is None and logprobs["text_offset"][0] == 0
+                assert len(logprobs["top_logprobs"][1]) == 3, "the two likeliest, and the prompt's own"
+                starts = [sum(map(len, logprobs["tokens"][:i])) for i in range(len(logprobs["tokens"]))]
+                assert logprobs["text_offset"] == starts
+                for name in ("tokens", "token_logprobs", "top_logprobs"):
+                    assert logprobs[name][len(ids) :] == alone["choices"][0]["logprobs"][name]
+                assert choice["prompt_logprobs"] is None, "nobody asked for the field"
+            server.core.rows_after = 2  # others of the n may be ahead of the one that brings the prompt's
+            parts: dict[int, dict[str, list[Any]]] = {}
+            texts = [""] * 4
+            for chunk in (await server.chunks(URL, **body))[:-1]:
+                CompletionResponse.model_validate(chunk)
+                for choice in chunk["choices"]:
+                    texts[choice["index"]] += choice["text"]
+                    for name, values in choice["logprobs"].items():
+                        parts.setdefault(choice["index"], {}).setdefault(name, []).extend(values)
+            assert texts == [choice["text"] for choice in whole["choices"]]
+            assert [parts[i] for i in range(4)] == [choice["logprobs"] for choice in whole["choices"]]
+
+    run(work)
+
+
+def test_an_echo_of_log_probabilities_alone() -> None:
+    async def work() -> None:
+        async with scripted_server("unseen") as server:
+            ids = server.engine.get_tokenizer().encode("the cat")
+            body: dict[str, Any] = {"prompt": "the cat", "echo": True, "max_tokens": 0, "logprobs": 0}
+            answer = await server.json(URL, **body)
+            (choice,) = answer["choices"]
+            assert choice["text"] == "the cat" == "".join(choice["logprobs"]["tokens"])
+            assert len(choice["logprobs"]["token_logprobs"]) == len(ids)
+            assert choice["logprobs"]["top_logprobs"][1] == {choice["logprobs"]["tokens"][1]: -1.0}
+            assert choice["finish_reason"] == "length"
+            assert answer["usage"] == answer["usage"] | {"prompt_tokens": len(ids), "completion_tokens": 0}
+            (chunk, done) = await server.chunks(URL, **body)
+            assert done == "[DONE]" and chunk["choices"][0]["logprobs"] == choice["logprobs"]
+            assert chunk["choices"][0]["text"] == "the cat" and server.core.added[-1].params.max_tokens == 1
+
+    run(work)
+
+
+def test_prompt_logprobs() -> None:
+    async def work() -> None:
+        async with scripted_server("x") as server:
+            ids = server.engine.get_tokenizer().encode("the cat")
+            answer = await server.json(URL, prompt="the cat", prompt_logprobs=1, n=2, seed=1)
+            asked = [submit.params.prompt_logprobs for submit in server.core.added]
+            assert asked == [1, None], "the first of n asks for all"
+            for choice in answer["choices"]:
+                rows = choice["prompt_logprobs"]
+                assert rows[0] is None and len(rows) == len(ids) and choice["logprobs"] is None
+                text = server.engine.get_tokenizer().decode([ids[1]])
+                assert rows[1][str(ids[1])] == {"logprob": -1.0, "rank": 9, "decoded_token": text}
+                assert list(rows[1]) == [str(ids[1]), "0"]
+            chat = await server.json(
+                "/v1/chat/completions", messages=[{"role": "user", "content": "hi"}], prompt_logprobs=0
+            )
+            assert chat["prompt_logprobs"][0] is None and chat["prompt_logprobs"][2] is not None
+            for url in (URL, "/v1/chat/completions"):
+                for field, value in (("prompt_logprobs", 0), ("prompt_logprob_token_ids", [5])):
+                    messages = [{"role": "user", "content": "hi"}]
+                    refused = await server.post(url, prompt="a", messages=messages, stream=True, **{field: value})
+                    assert refused.status_code == 400 and refused.json()["error"]["param"] == field
+            beyond = await server.post(URL, prompt="the cat", prompt_logprob_token_ids=[5], prompt_logprob_start=99)
+            assert beyond.status_code == 400 and beyond.json()["error"]["param"] == "prompt_logprob_start"
+            other = await server.post("/v1/responses", input="a", prompt_logprobs=1)
+            assert other.status_code == 400 and other.json()["error"]["param"] == "prompt_logprobs"
+
+    run(work)
+
+
 def test_truncation() -> None:
     async def work() -> None:
         async with scripted_server("x") as server:
@@ -104,8 +186,12 @@ def test_truncation() -> None:
         ({"prompt": ["a", [5]]}, "prompt[1]"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "best_of": 3}, "best_of"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "echo"),
+        ({"prompt": "a", "best_of": 0}, "best_of"),
+        ({"prompt": "a", "best_of": 2, "n": 3}, "best_of"),
+        ({"prompt": "a", "length_penalty": 2}, "length_penalty"),
+        ({"prompt": "a", "prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt": "a", "prompt_logprobs": -2}, "prompt_logprobs"),
+        ({"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
         ({"prompt": "a", "logprobs": 50}, "logprobs"),
         ({"prompt": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"prompt": "a", "prompt_embeds": "x"}, "prompt_embeds"),

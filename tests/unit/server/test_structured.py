@@ -9,6 +9,7 @@ import pytest
 
 from octavo.core.structured import StructuredOutputsParams
 from octavo.errors import InvalidRequest
+from octavo.server.chat import forced_tools, only_allowed
 from octavo.server.output_events import Text, ToolCallArguments, ToolCallStart
 from octavo.server.output_parser import make_output_parser, thinking_of
 from octavo.server.protocol.chat import ChatCompletionRequest
@@ -81,6 +82,27 @@ def test_strict_tools() -> None:
         strict_form(strict, "pythonic")
     assert refused.value.field == "tools[0].function.strict" and "pythonic" in str(refused.value)
     assert form(tools=strict, response_format={"type": "json_object"}).kind == "json_object"  # type: ignore[union-attr]
+
+
+def test_allowed_tools_in_both_forms() -> None:
+    names = [{"type": "function", "name": "now"}]
+    nested = [{"type": "function", "function": {"name": "now"}}]
+    for mode in ("auto", "required"):
+        for choice in (
+            {"type": "allowed_tools", "mode": mode, "tools": names},
+            {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": nested}},
+        ):
+            assert forced_tools(choice, True) == (ForcedTools() if mode == "required" else None)
+            assert only_allowed(TOOLS, choice) == [TOOLS[1]]
+    assert only_allowed(TOOLS, "required") == TOOLS
+    for bad, words in (
+        ({"type": "allowed_tools", "mode": "auto", "tools": []}, "with a mode"),
+        ({"type": "allowed_tools", "tools": names}, "with a mode"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"name": "far"}]}, "allows the tool 'far'"),
+    ):
+        with pytest.raises(InvalidRequest, match=words) as refused:
+            only_allowed(TOOLS, bad)
+        assert refused.value.field == "tool_choice"
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
