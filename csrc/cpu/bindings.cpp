@@ -14,6 +14,8 @@
 #include "isa.h"
 #include "linear.h"
 #include "packing.h"
+#include "submit.h"
+#include "tape.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -78,24 +80,27 @@ void make_linear(Linear* self, int64_t inputs, const std::vector<PartTuple>& par
     new (self) Linear(inputs, std::move(made));
 }
 
-// Below this many multiplications a call keeps the interpreter's lock: getting it back can take longer than the call.
-constexpr int64_t short_work = 64 << 20;
-
+// A weight is alive as long as its Python object, which whoever records a tape keeps.
 void apply(const Linear& self, uint64_t x, int type, int64_t x_stride, int64_t rows, uint64_t out, int out_type,
            int64_t out_stride, uint64_t bias, int bias_type) {
     const Output output{pointer<void>(out), number_of(out_type), out_stride, pointer<const void>(bias),
                         number_of(bias_type)};
     const Number number = number_of(type);
-    if (rows * self.inputs() * self.outputs() <= short_work) {
+    submit(rows * self.inputs() * self.outputs(), [&self, x, number, x_stride, rows, output] {
         self.apply(pointer<const void>(x), number, x_stride, rows, output);
-        return;
-    }
-    nb::gil_scoped_release release;
-    self.apply(pointer<const void>(x), number, x_stride, rows, output);
+    });
 }
 
 void rows_of(const Linear& self, uint64_t ids, int64_t n, uint64_t out, int type) {
-    self.rows(pointer<const int64_t>(ids), n, pointer<void>(out), number_of(type));
+    const Number number = number_of(type);
+    submit(n * self.inputs(), [&self, ids, n, out, number] {
+        self.rows(pointer<const int64_t>(ids), n, pointer<void>(out), number);
+    });
+}
+
+void run_tape(const Tape& tape) {
+    nb::gil_scoped_release release;
+    tape.run();
 }
 
 } // namespace
@@ -126,4 +131,12 @@ NB_MODULE(_cpu, m) {
         .def("__init__", &make_linear, nb::arg("inputs"), nb::arg("parts"))
         .def("apply", &apply)
         .def("rows", &rows_of);
+
+    nb::class_<Tape>(m, "Tape")
+        .def(nb::init<>())
+        .def("start", &Tape::start)
+        .def("stop", &Tape::stop)
+        .def("run", &run_tape)
+        .def("clear", &Tape::clear)
+        .def("__len__", &Tape::size);
 }

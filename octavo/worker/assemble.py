@@ -8,7 +8,7 @@ import torch
 
 from octavo.attention.select import AttentionSelector
 from octavo.config.engine_config import EngineConfig, ModelConfig
-from octavo.core.buckets import Buckets
+from octavo.core.buckets import Buckets, ExactSizes
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
 from octavo.loader.dummy import dummy_tensor
@@ -25,6 +25,7 @@ from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
 from octavo.runner.row_table import RowTable
 from octavo.runner.shared_prefix import SharedPrefix
 from octavo.runner.state_copies import StateCopies
+from octavo.runner.tapes import TapedGraphs
 from octavo.sampling.engine_processors import EngineProcessors
 from octavo.sampling.processors import load_classes
 from octavo.sampling.sampler import Sampler
@@ -119,19 +120,26 @@ def build_steps(
     config: EngineConfig, platform: Platform, model: CausalLM, table: RowTable, block_size: int
 ) -> tuple[Builder, Graphs]:
     """How a step becomes tensors, and how its forward runs."""
-    buckets = choose_buckets(config, platform, model)
-    if buckets is None:
+    if not _takes_static_steps(platform, model):
         return BatchBuilder(table, block_size), EagerGraphs()
-    builder = StaticBatchBuilder(table, block_size, buckets, config.scheduler.max_num_batched_tokens)
-    return builder, CudaGraphs(table.computed.device)
+    most_tokens = config.scheduler.max_num_batched_tokens
+    if platform.graphs == "recorded":
+        return StaticBatchBuilder(table, block_size, ExactSizes(), most_tokens), TapedGraphs()
+    buckets = choose_buckets(config, platform, model)
+    assert buckets is not None
+    return StaticBatchBuilder(table, block_size, buckets, most_tokens), CudaGraphs(table.computed.device)
 
 
 def choose_buckets(config: EngineConfig, platform: Platform, model: CausalLM) -> Buckets | None:
-    """The sizes that steps are padded to, once caches are bound; None where they are not. Padding needs cache writes
-    that leave it out."""
-    if platform.graphs == "eager" or not model.is_capturable or not dispatch.is_specialised("rope_and_write"):
+    """The sizes that steps are padded to, once caches are bound; None where they are not."""
+    if platform.graphs != "captured" or not _takes_static_steps(platform, model):
         return None
     return Buckets(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
+
+
+def _takes_static_steps(platform: Platform, model: CausalLM) -> bool:
+    """Whether steps may lie in buffers that stay, and be padded: it needs cache writes that leave padding out."""
+    return platform.graphs != "eager" and model.is_capturable and dispatch.is_specialised("rope_and_write")
 
 
 class _DummyWeight:
