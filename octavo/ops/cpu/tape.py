@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo import _cpu
@@ -15,8 +14,8 @@ Result = TypeVar("Result")
 
 
 class Tape:
-    """`run` does again what the kernels did in `record`, on the same addresses: what differs from run to run must lie in
-    tensors that stay where they are. Operators of torch leave no trace on a tape; `foreign` names the first one that
+    """`run` does again what the kernels did in `record`, on the same addresses: what differs from run to run must lie
+    in tensors that stay where they are. Operators of torch leave no trace on a tape; `foreign` names the first one that
     did more than look at memory in another way, and then the tape is empty."""
 
     def __init__(self, arena: Arena) -> None:
