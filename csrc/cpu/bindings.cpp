@@ -88,14 +88,21 @@ void apply(const Linear& self, uint64_t x, int type, int64_t x_stride, int64_t r
     const Number number = number_of(type);
     submit(rows * self.inputs() * self.outputs(), [&self, x, number, x_stride, rows, output] {
         self.apply(pointer<const void>(x), number, x_stride, rows, output);
-    });
+    }, "linear");
 }
 
 void rows_of(const Linear& self, uint64_t ids, int64_t n, uint64_t out, int type) {
     const Number number = number_of(type);
     submit(n * self.inputs(), [&self, ids, n, out, number] {
         self.rows(pointer<const int64_t>(ids), n, pointer<void>(out), number);
-    });
+    }, "embedding");
+}
+
+std::vector<std::tuple<std::string, int64_t, double>> time_tape(const Tape& tape) {
+    std::vector<std::tuple<std::string, int64_t, double>> shares;
+    nb::gil_scoped_release release;
+    for (const Tape::Share& share : tape.run_timed()) shares.emplace_back(share.name, share.calls, share.seconds);
+    return shares;
 }
 
 void run_tape(const Tape& tape) {
@@ -137,6 +144,7 @@ NB_MODULE(_cpu, m) {
         .def("start", &Tape::start)
         .def("stop", &Tape::stop)
         .def("run", &run_tape)
+        .def("run_timed", &time_tape)
         .def("clear", &Tape::clear)
         .def("__len__", &Tape::size);
 }

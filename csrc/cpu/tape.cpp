@@ -1,5 +1,6 @@
 #include "tape.h"
 
+#include <chrono>
 #include <stdexcept>
 
 namespace octavo {
@@ -22,7 +23,22 @@ void Tape::stop() {
 }
 
 void Tape::run() const {
-    for (const Call& call : calls_) call();
+    for (const Call& call : calls_) call.function();
+}
+
+std::vector<Tape::Share> Tape::run_timed() const {
+    using Clock = std::chrono::steady_clock;
+    std::vector<Share> shares;
+    for (const Call& call : calls_) {
+        size_t i = 0;
+        while (i < shares.size() && shares[i].name != call.name) ++i;
+        if (i == shares.size()) shares.push_back({call.name, 0, 0.0});
+        const auto started = Clock::now();
+        call.function();
+        shares[i].seconds += std::chrono::duration<double>(Clock::now() - started).count();
+        ++shares[i].calls;
+    }
+    return shares;
 }
 
 } // namespace octavo

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -13,7 +14,15 @@ namespace octavo {
 
 class Tape {
   public:
-    using Call = std::function<void()>;
+    struct Call {
+        const char* name; // of the kernel, for profiles
+        std::function<void()> function;
+    };
+    struct Share {
+        std::string name;
+        int64_t calls;
+        double seconds;
+    };
 
     // From here on calls of this thread are recorded too; one tape a thread at a time (std::logic_error).
     void start();
@@ -23,8 +32,10 @@ class Tape {
     void clear() { calls_.clear(); }
     // Runs all calls again, in order. What a call throws ends the run.
     void run() const;
+    // The same, with a clock: what the calls of each name took, in the order in which names first occur.
+    std::vector<Share> run_timed() const;
 
-    void add(Call call) { calls_.push_back(std::move(call)); }
+    void add(const char* name, std::function<void()> function) { calls_.push_back({name, std::move(function)}); }
     static Tape* recording(); // of this thread; may be null
 
   private:

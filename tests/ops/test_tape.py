@@ -38,6 +38,11 @@ def test_a_tape_runs_on_new_values() -> None:
         ids.copy_(torch.tensor([7, 0]))
         tape.run()
         assert torch.equal(recorded, step()) and not torch.equal(recorded, before)
+        ids.copy_(torch.tensor([3, 5]))
+        shares = tape.run_timed()
+        assert torch.equal(recorded, before)
+    assert {name: calls for name, (calls, _) in shares.items()} == {"embedding": 1, "linear": 2}
+    assert all(0 < seconds < 1 for _, seconds in shares.values())
 
 
 def test_operators_of_torch_spoil_a_tape_and_views_do_not() -> None:
