@@ -21,6 +21,11 @@
 namespace nb = nanobind;
 
 namespace octavo {
+
+void bind_batch(nb::module_&);
+void bind_fused(nb::module_&);
+void bind_sampling(nb::module_&);
+
 namespace {
 
 Format format_of(int number) {
@@ -147,4 +152,8 @@ NB_MODULE(_cpu, m) {
         .def("run_timed", &time_tape)
         .def("clear", &Tape::clear)
         .def("__len__", &Tape::size);
+
+    bind_fused(m);
+    bind_batch(m);
+    bind_sampling(m);
 }
