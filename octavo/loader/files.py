@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 
 from octavo.config.checkpoint import Checkpoint, read_json
 from octavo.config.gguf_header import BLOCK_TYPES, TensorInfo, read_header, truncated
@@ -312,6 +310,10 @@ def _rotary_halves(num_heads: int) -> Callable[[Any], Any]:
 
 def _dequantized(rows: np.ndarray, type_name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """float32 values of quantised rows, uint8 [rows, bytes per row]; a few rows at a time on several threads."""
+    # here, since it loads much that reading a file needs not
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
     kind = GGMLQuantizationType[type_name]
     block = _BLOCKS[type_name]
     result = torch.empty(shape, dtype=torch.float32)
