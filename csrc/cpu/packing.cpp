@@ -1,6 +1,7 @@
 #include "packing.h"
 
 #include <cstring>
+#include <vector>
 
 #include "threads.h"
 
@@ -182,6 +183,23 @@ void pack_numbers(Format format, const void* source, Number type, int64_t stride
     each_panel(rows, [&](int64_t panel, int count) {
         const char* from = static_cast<const char*>(source) + panel * panel_rows * stride * size_of(type);
         pack_number_panel(format, from, type, stride, count, inputs, target + panel * bytes);
+    });
+}
+
+void pack_expanded(Format blocks, const uint8_t* source, int64_t rows, int64_t inputs, Format numbers,
+                   uint8_t* target) {
+    const int64_t row_bytes = ggml_row_bytes(blocks, inputs), bytes = panel_bytes(numbers, inputs);
+    parallel_for(padded(rows, panel_rows) / panel_rows, 4, [&](int64_t begin, int64_t end) {
+        std::vector<uint8_t> panel(static_cast<size_t>(panel_bytes(blocks, inputs)));
+        std::vector<float> values(static_cast<size_t>(panel_rows * inputs));
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t left = rows - i * panel_rows;
+            const int count = static_cast<int>(left < panel_rows ? left : panel_rows);
+            pack_block_panel(blocks, source + i * panel_rows * row_bytes, row_bytes, count, inputs, panel.data());
+            for (int lane = 0; lane < count; ++lane)
+                unpack_row(blocks, panel.data(), lane, inputs, values.data() + lane * inputs, Number::f32);
+            pack_number_panel(numbers, values.data(), Number::f32, inputs, count, inputs, target + i * bytes);
+        }
     });
 }
 
