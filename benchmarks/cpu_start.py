@@ -3,10 +3,11 @@
 
     start   from the process's start to the first token, `octavo serve` and one `LLM(...).generate` alike: first with no
             packed weights on disk, then as every later time. Files are in memory, as when a program is started again.
-    memory  of all processes together (PSS: a page that several share counts once) while 32 streams run, and when the
-            whole cache has been written. By process, and by what the pages are: private ones or those of files.
+    memory  of all processes together (PSS: a page that several share counts once) while 32 streams run. By process, and
+            by what the pages are: private ones or those of files.
+    full    the same, and then with the whole cache written.
 
-    benchmarks/cpu_start.py [--model M] [--runs 5] [--what start memory] [-- FLAGS OF octavo serve]
+    benchmarks/cpu_start.py [--model M] [--runs 5] [--what start memory full] [-- FLAGS OF octavo serve]
 
 Seconds of processor time stand beside those of the clock: they mean something on a busy machine too.
 """
@@ -30,12 +31,16 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from serving import ROOT, Server, started, stream
+
+from octavo.config.checkpoint import find_checkpoint
 
 GIB = 1 << 30
 STREAMS, REQUESTS, TOKENS_IN, TOKENS_OUT = 32, 96, 128, 64
 FILL_TOKENS = 1000  # of a prompt that is there to be kept
-_PACKED = "OCTAVO_PACKED_WEIGHTS"
+_PACKED = "OCTAVO_PACKED_WEIGHTS_GIB"
 
 _ONE_SHOT = """
 import os, sys, time, json
@@ -51,31 +56,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     parser.add_argument("--runs", type=int, default=5, help="Later starts.")
-    parser.add_argument("--what", nargs="+", choices=("start", "memory"), default=["start", "memory"])
+    parser.add_argument("--what", nargs="+", choices=("start", "memory", "full"), default=["start", "memory"])
     parser.add_argument("--options", default="{}", help="JSON: engine options, for both ways to start.")
     args = parser.parse_args()
     options = json.loads(args.options)
     report: dict[str, Any] = {"model": args.model or "demo", "options": options, "cores": os.cpu_count()}
     if "start" in args.what:
-        with tempfile.TemporaryDirectory(prefix="octavo-packed-") as empty:
-            server(args.model, options, {_PACKED: "on"})  # compiled Python, files in memory
-            report["first start"] = {
-                "server": server(args.model, options, {"OCTAVO_PACKED_DIRECTORY": empty}),
-                "one-shot": one_shot(args.model, options, {"OCTAVO_PACKED_DIRECTORY": f"{empty}/other"}),
-            }
+        server(args.model, options)  # compiled Python, files in memory
+        report["first start"] = first_starts(model_path(args.model), options)
         report["second start"] = {
             "server": medians([server(args.model, options) for _ in range(args.runs)]),
             "one-shot": medians([one_shot(args.model, options) for _ in range(args.runs)]),
             "one-shot, packed anew": medians(
-                [one_shot(args.model, options, {_PACKED: "off"}) for _ in range(args.runs)]
+                [one_shot(args.model, options, {_PACKED: "0"}) for _ in range(args.runs)]
             ),
         }
-    if "memory" in args.what:
-        report["memory"] = memory(args.model, options)
+    if "memory" in args.what or "full" in args.what:
+        report["memory"] = memory(args.model, options, fill="full" in args.what)
     print(json.dumps(report, indent=1))
 
 
 # ---- start -----------------------------------------------------------------------------------------------------------
+
+
+def model_path(model: str | None) -> str:
+    """Of the demo model too, which is then found whatever the cache directory is."""
+    return str(find_checkpoint(model).path)
+
+
+def first_starts(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """With a cache directory that is empty."""
+    found = {}
+    for name, start in (("server", server), ("one-shot", one_shot)):
+        with tempfile.TemporaryDirectory(prefix="octavo-start-") as empty:
+            found[name] = start(model, options, {"OCTAVO_CACHE": empty})
+    return found
 
 
 def flags_of(options: dict[str, Any]) -> list[str]:
@@ -159,7 +174,7 @@ class Watch:
             self.look()
 
 
-def memory(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def memory(model: str | None, options: dict[str, Any], fill: bool) -> dict[str, Any]:
     flags = flags_of({"kv_cache_memory_bytes": GIB, **options})
     with started(model, *flags) as running:
         watch = Watch(running.process.pid)
@@ -170,9 +185,10 @@ def memory(model: str | None, options: dict[str, Any]) -> dict[str, Any]:
             **watch.so_far(),
             "out_tokens_per_second": round(REQUESTS * TOKENS_OUT / (time.perf_counter() - begun), 1),
         }
-        cached = cache_tokens(running)
-        asyncio.run(load(running, 1 + cached // FILL_TOKENS, FILL_TOKENS, 1))
-        report["the whole cache written"] = {**watch.so_far(), "cache_tokens": cached}
+        if fill:
+            cached = cache_tokens(running)
+            asyncio.run(load(running, 1 + cached // FILL_TOKENS, FILL_TOKENS, 1))
+            report["the whole cache written"] = {**watch.so_far(), "cache_tokens": cached}
         watch.close()
     for name, found in report.items():
         print(f"{name}: {found['gib']} GiB", file=sys.stderr)

@@ -75,6 +75,8 @@ def _split(rules: tuple[tuple[str, str], ...]) -> list[tuple[list[str], str]]:
 
 def _replace(name: str, rules: Mapping[str, str]) -> str:
     """Every rule at most once along the path; what one rule has written is not read by another. Longest match first."""
+    if not any(old in name for old in rules):
+        return name
     split = _split(tuple(rules.items()))
     components, out, at = name.split("."), [], 0
     while at < len(components):
