@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "checksum.h"
 #include "isa.h"
 #include "linear.h"
 #include "packing.h"
@@ -71,6 +72,23 @@ void pack_from_numbers(int format, uint64_t source, int type, int64_t stride, in
     const Number number = number_of(type);
     nb::gil_scoped_release release;
     pack_numbers(f, pointer<const void>(source), number, stride, rows, inputs, pointer<uint8_t>(target));
+}
+
+void pack_as_numbers(int blocks, uint64_t source, int64_t source_bytes, int64_t rows, int64_t inputs, int numbers,
+                     uint64_t target, int64_t target_bytes) {
+    const Format from = format_of(blocks), to = format_of(numbers);
+    if (!is_quantized(from) || is_quantized(to)) throw std::invalid_argument("blocks become numbers");
+    check_shape(from, rows, inputs);
+    if (target_bytes != checked_bytes(numbers, rows, inputs) || source_bytes != rows * ggml_row_bytes(from, inputs))
+        throw std::invalid_argument("sizes do not fit the weight");
+    nb::gil_scoped_release release;
+    pack_expanded(from, pointer<const uint8_t>(source), rows, inputs, to, pointer<uint8_t>(target));
+}
+
+uint64_t checksum_of(uint64_t address, int64_t bytes) {
+    if (bytes < 0) throw std::invalid_argument("bytes");
+    nb::gil_scoped_release release;
+    return checksum(pointer<const void>(address), bytes);
 }
 
 using PartTuple = std::tuple<int, int64_t, uint64_t, int64_t>; // format, rows, address, bytes
@@ -138,6 +156,9 @@ NB_MODULE(_cpu, m) {
     m.def("packed_bytes", &checked_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("inputs"));
     m.def("pack_blocks", &pack_from_blocks);
     m.def("pack_numbers", &pack_from_numbers);
+    m.def("pack_expanded", &pack_as_numbers);
+    m.def("layout", [] { return std::string(OCTAVO_LAYOUT); });
+    m.def("checksum", &checksum_of, nb::arg("address"), nb::arg("bytes"));
 
     nb::class_<Linear>(m, "Linear")
         .def("__init__", &make_linear, nb::arg("inputs"), nb::arg("parts"))

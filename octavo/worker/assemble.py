@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from octavo.attention.select import AttentionSelector
+from octavo.config.checkpoint import Checkpoint
 from octavo.config.engine_config import EngineConfig, ModelConfig
+from octavo.config.env import cache_directory, packed_weights_limit
 from octavo.core.buckets import Buckets, ExactSizes
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
 from octavo.loader.dummy import dummy_tensor
-from octavo.loader.files import open_weights
+from octavo.loader.files import open_weights, weight_files
+from octavo.loader.packed_files import PackedFiles, name_of, packed_forms
 from octavo.loader.weight_map import WeightMap
 from octavo.models.registry import model_class
 from octavo.ops import dispatch
@@ -32,6 +37,8 @@ from octavo.sampling.sampler import Sampler
 from octavo.sampling.token_edits import TokenHistory
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
@@ -57,8 +64,28 @@ def load_weights(config: EngineConfig, model: CausalLM, device: torch.device) ->
         else:
             with open_weights(model_config.checkpoint) as weights:
                 description = f"loading {model_config.checkpoint.name}"
-                with progress_bar(total=weights.total_bytes, description=description, unit="B") as bar:
+                with (
+                    progress_bar(total=weights.total_bytes, description=description, unit="B") as bar,
+                    _kept_weights(model_config.checkpoint, model),
+                ):
                     model.load(weights, bar.advance)
+
+
+@contextmanager
+def _kept_weights(checkpoint: Checkpoint, model: CausalLM) -> Iterator[None]:
+    """Within it, packed weights of an earlier start are in their places; those that were not are kept for a later."""
+    parameters, limit = dict(model.named_parameters()), packed_weights_limit()
+    if limit == 0 or not packed_forms(parameters):
+        yield
+        return
+    files = PackedFiles(cache_directory() / "packed", limit)
+    name = name_of(weight_files(checkpoint), parameters, model.expected_weights())
+    num_bytes = files.take(name, parameters)
+    if num_bytes:
+        logger.info("%d MiB of packed weights are mapped from %s", num_bytes >> 20, files.directory)
+    yield
+    if not num_bytes:
+        files.put(name, parameters)
 
 
 def build_skeleton(config: EngineConfig, platform: Platform) -> tuple[CausalLM, AttentionSelector]:
