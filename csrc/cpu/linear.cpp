@@ -55,6 +55,29 @@ class Pieces {
     char* data_ = nullptr;
 };
 
+// Cuts `n` panels into pieces of whole pairs, large ones first: each thread walks through memory far ahead of the others,
+// and one that is held up leaves what remains to them.
+class Shares {
+  public:
+    Shares(int64_t n, int64_t threads) {
+        int64_t at = 0;
+        starts_[0] = 0;
+        while (at < n) {
+            const int64_t left = n - at;
+            int64_t size = threads == 1 ? left : padded(most(1, left / (2 * threads)), 2);
+            if (count_ + 1 == most_shares || left - size < 2) size = left;
+            at += size;
+            starts_[++count_] = least(at, n);
+        }
+    }
+    int64_t count() const { return count_; }
+    int64_t start(int64_t share) const { return starts_[share]; }
+
+  private:
+    static constexpr int64_t most_shares = 1024;
+    int64_t count_ = 0, starts_[most_shares + 1];
+};
+
 } // namespace
 
 void* scratch(int slot, size_t bytes) {
@@ -76,18 +99,23 @@ Linear::Linear(int64_t inputs, std::vector<Part> parts) : inputs_(inputs), parts
     for (const Part& part : parts_) {
         outputs_ += part.rows;
         num_panels_ += padded(part.rows, panel_rows) / panel_rows;
-        (is_quantized(part.format) ? any_quantized_ : any_numbers_) = true;
     }
 }
 
 void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out) const {
     if (rows <= 0) return;
     const LinearKernels& kernel = kernels();
-    const bool few_numbers = rows <= kernel.most_few_floats, few_quantized = rows <= kernel.most_few_quantized;
-    const bool any_many = (any_numbers_ && !few_numbers) || (any_quantized_ && !few_quantized);
-    const bool needs_tiles = any_many && kernel.tile != nullptr;
-    const bool needs_q = any_quantized_ && few_quantized;
-    const bool needs_floats = (any_numbers_ && few_numbers) || (any_many && kernel.tile == nullptr) || needs_q;
+    const bool is_plain = type == Number::bf16 && inputs_ % 32 == 0 && kernel.tile != nullptr; // tiles as they are
+    const auto is_few = [&](Format format) {
+        if (is_quantized(format)) return rows <= kernel.most_few_quantized;
+        return rows <= kernel.most_few_floats && !(is_plain && format == Format::bf16);
+    };
+    bool few_numbers = false, few_quantized = false, any_many = false;
+    for (const Part& part : parts_)
+        (!is_few(part.format) ? any_many : is_quantized(part.format) ? few_quantized : few_numbers) = true;
+    const bool needs_tiles = any_many && kernel.tile != nullptr && !is_plain;
+    const bool needs_q = few_quantized;
+    const bool needs_floats = few_numbers || (any_many && kernel.tile == nullptr) || needs_q;
 
     Activations a{};
     a.rows = rows, a.inputs = inputs_, a.stride = padded(inputs_, 32);
@@ -97,11 +125,9 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
     const size_t q = pieces.reserve<int8_t>(needs_q ? rows * inputs_ : 0);
     const size_t scales = pieces.reserve<float>(needs_q ? rows * blocks : 0);
     const size_t sums = pieces.reserve<int32_t>(needs_q ? rows * blocks * 2 : 0);
-    // rows that are bf16 in whole steps need no copy
-    a.num_plain = type == Number::bf16 && inputs_ % 32 == 0 ? rows / 16 * 16 : 0;
     a.plain = static_cast<const uint16_t*>(x), a.plain_stride = x_stride;
-    const int64_t num_tiles = (rows - a.num_plain + 15) / 16;
-    const size_t tiles = pieces.reserve<uint16_t>(needs_tiles ? num_tiles * 16 * a.stride : 0);
+    const int64_t num_tiles = needs_tiles ? (rows + 15) / 16 : 0;
+    const size_t tiles = pieces.reserve<uint16_t>(num_tiles * 16 * a.stride);
     pieces.allocate();
     if (needs_floats) {
         a.floats = pieces.at<float>(floats);
@@ -121,27 +147,25 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
     if (needs_tiles) {
         a.tiles = pieces.at<uint16_t>(tiles);
         parallel_for(num_tiles, most(1, 65536 / (16 * a.stride)), [&](int64_t begin, int64_t end) {
-            const char* from = static_cast<const char*>(x) + a.num_plain * x_stride * size_of(type);
-            kernel.tile(from, type, x_stride, rows - a.num_plain, inputs_, pieces.at<uint16_t>(tiles), begin, end);
+            kernel.tile(x, type, x_stride, rows, inputs_, pieces.at<uint16_t>(tiles), begin, end);
         });
     }
 
     // Panels of all parts in a row, in pairs where rows are many; rows in pieces that stay in a cache.
-    const int64_t row_bytes = a.stride * (needs_tiles ? 2 : 4);
+    const int64_t row_bytes = a.stride * (kernel.tile != nullptr ? 2 : 4);
     const int64_t chunk = any_many ? most(32, rows_bytes / row_bytes / 32 * 32) : rows;
+    const Shares shares(num_panels_, num_threads());
     for (int64_t first = 0; first < rows; first += chunk) {
         Activations here = a;
         here.rows = least(chunk, rows - first);
         if (here.floats) here.floats += first * a.stride;
-        here.num_plain = least(here.rows, most(0, a.num_plain - first));
         here.plain += first * a.plain_stride;
-        if (here.tiles) here.tiles += most(0, first - a.num_plain) * a.stride;
+        if (here.tiles) here.tiles += first * a.stride;
         if (here.q) here.q += first * inputs_, here.scales += first * blocks, here.sums += first * blocks * 2;
         Output to = out;
         to.data = static_cast<char*>(out.data) + first * out.stride * size_of(out.type);
-        // about four pieces a thread, so that one which is held up leaves its share to the others
-        const int64_t grain = most(2, num_panels_ / (4 * num_threads()) / 2 * 2);
-        parallel_for(num_panels_, grain, [&](int64_t begin, int64_t end) {
+        parallel_for(shares.count(), 1, [&](int64_t first_share, int64_t end_share) {
+            const int64_t begin = shares.start(first_share), end = shares.start(end_share);
             int64_t panel = 0, column = 0;
             for (const Part& part : parts_) {
                 const int64_t count = padded(part.rows, panel_rows) / panel_rows;
@@ -149,8 +173,7 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
                 if (from < until) {
                     Panels panels{part.format, part.data + from * panel_bytes(part.format, inputs_), until - from,
                                   column + from * panel_rows, part.rows - from * panel_rows};
-                    const bool is_few = is_quantized(part.format) ? few_quantized : few_numbers;
-                    (is_few ? kernel.few : kernel.many)(panels, here, to);
+                    (is_few(part.format) ? kernel.few : kernel.many)(panels, here, to);
                 }
                 panel += count, column += part.rows;
             }

@@ -27,10 +27,10 @@ struct Activations {
     const int8_t* q;     // [rows][inputs]: x = scale * q in each block of 32
     const float* scales; // [rows][inputs / 32]
     const int32_t* sums; // [rows][inputs / 32][2]: sums of q over 16
-    // Rows for tiles: the first `num_plain`, a multiple of 16, are bf16 as they came, `plain_stride` apart; those after
-    // them are put into bf16 tiles [rows / 16][stride / 32][16][32], zeros beyond rows and inputs.
+    // Rows for tiles: bf16 as they came, `plain_stride` apart, or if `tiles` is not null bf16 tiles
+    // [rows / 16][stride / 32][16][32], zeros beyond rows and inputs.
     const uint16_t* plain;
-    int64_t num_plain, plain_stride;
+    int64_t plain_stride;
     const uint16_t* tiles;
 };
 
@@ -50,7 +50,8 @@ struct LinearKernels {
     void (*few)(const Panels&, const Activations&, const Output&);
     // Weights are expanded, a panel at a time: to float32 for `floats`, or to bf16 tiles for `tiles`.
     void (*many)(const Panels&, const Activations&, const Output&);
-    // Rows [16 * begin, 16 * end) into tiles. Null where `many` takes floats.
+    // Rows [16 * begin, 16 * end) into tiles. Null where `many` takes floats; where it does not, it is also the quicker
+    // for few rows if all are bf16.
     void (*tile)(const void* x, Number type, int64_t stride, int64_t rows, int64_t inputs, uint16_t* tiles,
                  int64_t begin, int64_t end);
     int64_t most_few_floats, most_few_quantized; // rows up to which `few` is quicker
@@ -83,7 +84,6 @@ class Linear {
 
   private:
     int64_t inputs_, outputs_ = 0, num_panels_ = 0;
-    bool any_quantized_ = false, any_numbers_ = false;
     std::vector<Part> parts_;
 };
 

@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t tile_numbers = 16 * 32; // bf16 in a tile of 1 KB
 
-// Eight tiles of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 of x, 6 and 7 of the weight.
+// Eight tiles of 64 bytes a row: 0 to 3 sums, 4 and 5 of x, 6 and 7 of the weight, which has 16 rows. Products take time
+// by the rows of sums, so fewer than 16 are said.
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -19,8 +20,9 @@ static_assert(sizeof(TileConfig) == 64);
 
 class Tiles { // this thread's tile registers, while it lives
   public:
-    Tiles() {
-        const TileConfig config;
+    explicit Tiles(int64_t rows) {
+        TileConfig config;
+        for (int i = 0; i < 6; ++i) config.rows[i] = static_cast<uint8_t>(rows < 16 ? rows : 16);
         // gcc's intrinsic tells the compiler of 8 of the 64 bytes only; "memory" tells it of all
         asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
     }
@@ -76,98 +78,135 @@ inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
     }
 }
 
-// Steps of 32 inputs that pass at a time: the weight's tiles of them stay in the first-level cache, 36 KB of its 48,
-// while the rows come from the second level.
-constexpr int64_t most_steps = 18;
-
-// 16 rows of x from some step on: tiles, or rows of a matrix.
+// 16 rows of x: tiles, or rows of a matrix.
 struct Rows {
     const uint16_t* data;
     int64_t stride, step; // between rows in bytes; between steps in numbers
 };
 
-inline Rows rows_at(const Activations& x, int64_t t, int64_t first) {
-    if (16 * t < x.num_plain) return {x.plain + 16 * t * x.plain_stride + 32 * first, 2 * x.plain_stride, 32};
-    const int64_t at = (t - x.num_plain / 16) * (x.stride / 32) + first;
-    return {x.tiles + at * tile_numbers, 64, tile_numbers};
+inline Rows rows_at(const Activations& x, int64_t row) {
+    if (x.tiles == nullptr) return {x.plain + row * x.plain_stride, 2 * x.plain_stride, 32};
+    return {x.tiles + row / 16 * (x.stride / 32) * tile_numbers, 64, tile_numbers};
 }
 
-// sums [4][16][16] (+)= 16 M rows times N panels, over `steps`; w are tiles.
+// Where the 16 rows of a tile begin, `row` on; the last of a matrix goes over some rows twice.
+inline int64_t start_of(const Activations& x, int64_t row) {
+    return x.tiles != nullptr || x.rows < 16 || row + 16 <= x.rows ? row : x.rows - 16;
+}
+
+// What is needed next, brought to the second-level cache a few lines at a step.
+struct Ahead {
+    const uint8_t *next, *end;
+    int64_t bytes; // a step
+};
+
+// sums [4][16][16] = 16 M rows times N panels; w are tiles. A tile of the next step is asked for as
+// soon as the last product that reads the register has been issued.
 template <int M, int N>
-inline void product(const uint16_t* const* w, const Rows* x, int64_t steps, bool is_first, float* sums) {
-    if (is_first) {
-        _tile_zero(0);
-        if (N > 1) _tile_zero(1);
-        if (M > 1) _tile_zero(2);
-        if (M > 1 && N > 1) _tile_zero(3);
-    } else {
-        _tile_loadd(0, sums, 64);
-        if (N > 1) _tile_loadd(1, sums + 256, 64);
-        if (M > 1) _tile_loadd(2, sums + 512, 64);
-        if (M > 1 && N > 1) _tile_loadd(3, sums + 768, 64);
-    }
-    const Rows x0 = x[0], x1 = x[M - 1];
-    const uint16_t *w0 = w[0], *w1 = w[N - 1];
-    for (int64_t s = 0; s < steps; ++s) {
-        _tile_loadd(6, w0 + s * tile_numbers, 64);
-        _tile_loadd(4, x0.data + s * x0.step, x0.stride);
+inline void product(const uint16_t* const* w, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
+    _tile_zero(0);
+    if (N > 1) _tile_zero(1);
+    if (M > 1) _tile_zero(2);
+    if (M > 1 && N > 1) _tile_zero(3);
+    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data, *w0 = w[0], *w1 = w[N - 1];
+    const int64_t stride0 = x[0].stride, stride1 = x[M - 1].stride, step0 = x[0].step, step1 = x[M - 1].step;
+    _tile_loadd(4, x0, stride0);
+    _tile_loadd(6, w0, 64);
+    if (N > 1) _tile_loadd(7, w1, 64);
+    if (M > 1) _tile_loadd(5, x1, stride1);
+    for (int64_t s = 1; s < steps; ++s) {
+        if (ahead.next < ahead.end) {
+            for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.next + i), _MM_HINT_T1);
+            ahead.next += ahead.bytes;
+        }
+        x0 += step0, x1 += step1, w0 += tile_numbers, w1 += tile_numbers;
         _tile_dpbf16ps(0, 4, 6);
-        if (N > 1) {
-            _tile_loadd(7, w1 + s * tile_numbers, 64);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if (M > 1) {
-            _tile_loadd(5, x1.data + s * x1.step, x1.stride);
-            _tile_dpbf16ps(2, 5, 6);
-            if (N > 1) _tile_dpbf16ps(3, 5, 7);
-        }
+        if (N > 1) _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(4, x0, stride0);
+        if (M > 1) _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(6, w0, 64);
+        if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
+        if (M > 1) _tile_loadd(5, x1, stride1);
+        if (N > 1) _tile_loadd(7, w1, 64);
     }
+    _tile_dpbf16ps(0, 4, 6);
+    if (N > 1) _tile_dpbf16ps(1, 4, 7);
+    if (M > 1) _tile_dpbf16ps(2, 5, 6);
+    if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
     _tile_stored(0, sums, 64);
     if (N > 1) _tile_stored(1, sums + 256, 64);
     if (M > 1) _tile_stored(2, sums + 512, 64);
     if (M > 1 && N > 1) _tile_stored(3, sums + 768, 64);
 }
 
+// Sums of a tile's rows, from `row` on, and of two panels to where they go: whole lines of bf16.
+template <Number T>
+inline void finish_lines(const Output& out, int64_t row, int64_t rows, int64_t column, const float* sums) {
+    const bool has_bias = out.bias != nullptr;
+    Vec b0 = set(0), b1 = set(0);
+    if (has_bias) b0 = load_as(out.bias, out.bias_type, column), b1 = load_as(out.bias, out.bias_type, column + 16);
+    char* to = static_cast<char*>(out.data) + (row * out.stride + column) * size_of(T);
+    for (int64_t i = 0; i < rows; ++i, sums += 16, to += out.stride * size_of(T)) {
+        Vec a = load(sums), b = load(sums + 256);
+        if (has_bias) a = add(a, b0), b = add(b, b1);
+        if constexpr (T == Number::bf16) {
+            const __m512bh both = _mm512_cvtne2ps_pbh(b.v, a.v);
+            std::memcpy(to, &both, 64);
+        } else {
+            store_as(to, T, 0, a), store_as(to, T, 16, b);
+        }
+    }
+}
+
+inline void finish(const Output& out, int64_t row, int64_t all_rows, int64_t column, int64_t columns,
+                   const float* sums) {
+    const int64_t rows = all_rows - row < 16 ? all_rows - row : 16;
+    if (columns == 32) {
+        switch (out.type) {
+        case Number::bf16: return finish_lines<Number::bf16>(out, row, rows, column, sums);
+        case Number::f16: return finish_lines<Number::f16>(out, row, rows, column, sums);
+        default: return finish_lines<Number::f32>(out, row, rows, column, sums);
+        }
+    }
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t n = 0; 16 * n < columns; ++n)
+            put(out, row + i, column + 16 * n, columns - 16 * n, load(sums + 256 * n + 16 * i));
+}
+
 template <Format F>
 void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
-    const Tiles registers;
-    const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_tiles = (x.rows + 15) / 16;
-    const int64_t num_passes = (steps + most_steps - 1) / most_steps, pass = (steps + num_passes - 1) / num_passes;
+    const Tiles registers(x.rows);
+    const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32;
     const size_t expanded = F == Format::bf16 ? 0 : 2 * static_cast<size_t>(steps) * 1024;
-    const size_t kept = static_cast<size_t>(num_passes > 1 ? (num_tiles + 1) / 2 : 1) * 4096;
-    uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + kept));
-    float* all_sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
+    uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 4096));
+    float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
+    // the next pair of panels comes while this one passes, in whole lines a step
+    const int64_t all_steps = steps * ((x.rows + 31) / 32), share = (2 * bytes / 64 + all_steps - 1) / all_steps * 64;
     for (int64_t p = 0; p < panels.count; p += 2) {
         const int64_t pair = p + 1 < panels.count ? 2 : 1;
-        const uint16_t* whole[2];
+        const uint8_t* data = panels.data + p * bytes;
+        const uint16_t* w[2] = {};
         for (int64_t i = 0; i < pair; ++i) {
-            const uint8_t* panel = panels.data + (p + i) * bytes;
             if constexpr (F == Format::bf16) {
-                whole[i] = reinterpret_cast<const uint16_t*>(panel);
+                w[i] = reinterpret_cast<const uint16_t*>(data + i * bytes);
             } else {
-                expand_tiles<F>(panel, x.inputs, space + i * steps * tile_numbers);
-                whole[i] = space + i * steps * tile_numbers;
+                expand_tiles<F>(data + i * bytes, x.inputs, space + i * steps * tile_numbers);
+                w[i] = space + i * steps * tile_numbers;
             }
         }
-        for (int64_t first = 0; first < steps; first += pass) {
-            const int64_t here = first + pass < steps ? pass : steps - first;
-            const bool is_last = first + here == steps;
-            const uint16_t* w[2] = {whole[0] + first * tile_numbers, whole[pair - 1] + first * tile_numbers};
-            for (int64_t t = 0; t < num_tiles; t += 2) {
-                float* sums = num_passes > 1 ? all_sums + t / 2 * 1024 : all_sums;
-                const bool two = t + 1 < num_tiles;
-                const Rows from[2] = {rows_at(x, t, first), rows_at(x, two ? t + 1 : t, first)};
-                if (two && pair == 2) product<2, 2>(w, from, here, first == 0, sums);
-                else if (two) product<2, 1>(w, from, here, first == 0, sums);
-                else if (pair == 2) product<1, 2>(w, from, here, first == 0, sums);
-                else product<1, 1>(w, from, here, first == 0, sums);
-                if (!is_last) continue;
-                for (int64_t m = 0; m < (two ? 2 : 1); ++m)
-                    for (int64_t n = 0; n < pair; ++n)
-                        for (int64_t i = 0; i < 16 && 16 * (t + m) + i < x.rows; ++i)
-                            put(out, 16 * (t + m) + i, panels.column + 16 * (p + n), panels.columns - 16 * (p + n),
-                                load(sums + 512 * m + 256 * n + 16 * i));
-            }
+        const int64_t column = panels.column + 16 * p, rest = panels.columns - 16 * p;
+        const int64_t columns = rest < 16 * pair ? rest : 16 * pair;
+        const uint8_t *next = data + pair * bytes, *end = panels.data + panels.count * bytes;
+        Ahead ahead{next, next + 2 * bytes < end ? next + 2 * bytes : end, share};
+        for (int64_t row = 0; row < x.rows; row += 32) {
+            const int64_t left = x.rows - row, first = start_of(x, row), second = left > 16 ? start_of(x, row + 16) : 0;
+            const Rows from[2] = {rows_at(x, first), rows_at(x, second)};
+            if (left > 16 && pair == 2) product<2, 2>(w, from, steps, ahead, sums);
+            else if (left > 16) product<2, 1>(w, from, steps, ahead, sums);
+            else if (pair == 2) product<1, 2>(w, from, steps, ahead, sums);
+            else product<1, 1>(w, from, steps, ahead, sums);
+            finish(out, first, x.rows, column, columns, sums);
+            if (left > 16) finish(out, second, x.rows, column, columns, sums + 512);
         }
     }
 }
