@@ -21,6 +21,9 @@
 namespace nb = nanobind;
 
 namespace octavo {
+
+void bind_attention(nb::module_& m); // attention_bindings.cpp
+
 namespace {
 
 Format format_of(int number) {
@@ -126,6 +129,8 @@ NB_MODULE(_cpu, m) {
     m.def("packed_bytes", &checked_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("inputs"));
     m.def("pack_blocks", &pack_from_blocks);
     m.def("pack_numbers", &pack_from_numbers);
+
+    bind_attention(m);
 
     nb::class_<Linear>(m, "Linear")
         .def("__init__", &make_linear, nb::arg("inputs"), nb::arg("parts"))

@@ -11,6 +11,7 @@ except ImportError as error:
         f"(pip install .), or scripts/build_cpu in a checkout, makes them ({error})"
     ) from None
 
+from octavo.ops.cpu.attention import paged_attention
 from octavo.ops.cpu.linear import linear_packed, rows_packed
 
-OPS = {function.__name__: function for function in (linear_packed, rows_packed)}
+OPS = {function.__name__: function for function in (linear_packed, paged_attention, rows_packed)}
