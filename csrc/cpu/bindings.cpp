@@ -23,6 +23,7 @@ namespace nb = nanobind;
 
 namespace octavo {
 
+void bind_attention(nb::module_&);
 void bind_batch(nb::module_&);
 void bind_fused(nb::module_&);
 void bind_sampling(nb::module_&);
@@ -159,6 +160,8 @@ NB_MODULE(_cpu, m) {
     m.def("pack_expanded", &pack_as_numbers);
     m.def("layout", [] { return std::string(OCTAVO_LAYOUT); });
     m.def("checksum", &checksum_of, nb::arg("address"), nb::arg("bytes"));
+
+    bind_attention(m);
 
     nb::class_<Linear>(m, "Linear")
         .def("__init__", &make_linear, nb::arg("inputs"), nb::arg("parts"))

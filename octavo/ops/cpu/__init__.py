@@ -12,6 +12,7 @@ except ImportError as error:
     ) from None
 
 from octavo.ops.cpu.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
+from octavo.ops.cpu.attention import paged_attention
 from octavo.ops.cpu.batch import append_sampled, build_batch, mark_bad_rows
 from octavo.ops.cpu.linear import linear_packed, rows_packed
 from octavo.ops.cpu.norm import add_rms_norm, gated_rms_norm, rms_norm
@@ -28,6 +29,7 @@ OPS = {
         gelu_tanh_and_mul,
         linear_packed,
         mark_bad_rows,
+        paged_attention,
         rms_norm,
         rope_and_write,
         rows_packed,
