@@ -38,8 +38,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison import (
     BY_KEY,
@@ -66,6 +65,7 @@ from octavo.cli.bench.workloads import Workload, make_workload, uniform
 from octavo.platforms.cpu import read_processor, usable_cpus
 from octavo.tokenization.tokenizer import Tokenizer
 
+ROOT = Path(__file__).resolve().parents[1]
 MAX_MODEL_LEN, MAX_NUM_SEQS = 2048, 64
 MEMORY_CACHE = 1 * GIB  # of the servers
 VOCABULARY = 49_152
@@ -408,13 +408,8 @@ def _repeat_starts(settings: Settings, engine: str, job: Job, starts: list[float
     report.add("start-process", engine, median(starts), starts)
 
 
-def run_server(
-    settings: Settings, form: str, engine: str, wanted: set[str], prompts: list[str], report: Report
-) -> None:
-    rows = [row for row in SERVER_ROWS[form] if row in wanted]
+def run_server(settings: Settings, form: str, engine: str, rows: list[str], prompts: list[str], report: Report) -> None:
     launch = settings.launch(engine, form)
-    if not rows:
-        return
     if launch is None:
         report.lack(engine, f"{form} server", "no server was named (--llama-server)")
         return
@@ -578,20 +573,16 @@ def run_everything(settings: Settings, rows: set[str], report: Report) -> Iterat
             if engine in session.engines:
                 run_session(settings, session, engine, rows, report)
                 yield
-        if form not in SERVER_ROWS or not rows & set(SERVER_ROWS[form]):
+        wanted = [row for row in SERVER_ROWS.get(form, ()) if row in rows]
+        if not wanted:
             continue
         prompts = prompts or servers.prompts_of_words(
             Tokenizer.from_path(settings.models.bf16), 8 + 3 * servers.REQUESTS, seed=1
         )
         for engine in settings.pythons:
             if engine in SERVER_ENGINES[form]:
-                wanted = rows - {"server", "server-ttft", "server-itl"} if _starts_only(engine, form) else rows
                 run_server(settings, form, engine, wanted, prompts, report)
                 yield
-
-
-def _starts_only(engine: str, form: str) -> bool:
-    return False
 
 
 def _assemble(
@@ -615,8 +606,8 @@ def _heading(report: dict[str, Any]) -> str:
     machine = report["machine"]
     versions = ", ".join(engine["version"] for engine in report["engines"].values())
     return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; {versions}; "
-        f"{report['when']}, {report['seconds'] / 60:.0f} minutes"
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}; "
+        f"{versions}; {report['when']}, {report['seconds'] / 60:.0f} minutes"
     )
 
 

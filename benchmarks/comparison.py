@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates that no program exceeds: bytes from memory beyond the caches, bf16 matrix products that a library reaches."""
+    """What a program can hope for: bytes from memory beyond the caches, bf16 matrix products that a library reaches."""
 
     bandwidth: float = 28.5e9  # bytes a second
     products: float = 2.1e12  # operations a second
@@ -54,8 +54,8 @@ def floor_seconds(
     model: ModelSize, lengths: Sequence[tuple[int, int]], machine: Machine, shared: int = 0, together: int | None = None
 ) -> float:
     """Of a workload with these (prompt, output) lengths, of which `together` run at a time: prompts at the rate of
-    products, then steps of all rows, each the longer of what it reads and what it multiplies. What is shared is computed
-    once and read once."""
+    products, then steps of all rows, each the longer of what it reads and what it multiplies. What is shared is
+    computed once and read once."""
     count = len(lengths)
     together = min(together or count, count)
     operations = 0.0

@@ -1,6 +1,6 @@
-"""llama.cpp, inside llama-cpp-python, in a process of compare_cpu.py: its C interface, called as its own batched example
-does it: prompts of several sequences in one batch, then a token of each sequence a step; a shared beginning is computed
-once and its cells shared."""
+"""llama.cpp, inside llama-cpp-python, in a process of compare_cpu.py: its C interface, called as its own batched
+example does it: prompts of several sequences in one batch, then a token of each sequence a step; a shared beginning is
+computed once and its cells shared."""
 
 from __future__ import annotations
 
@@ -40,15 +40,10 @@ class Llama:
 
     def prepare(self, work: Work) -> None:
         """A context of the workload's size: one stream of cells for each sequence, or one for all where they share."""
-        longest = max(
-            [
-                len(prompt) + out
-                for prompts in work.repetitions
-                for prompt, out in zip(prompts, work.outputs, strict=True)
-            ]
-            + [len(prompt) + out for prompt, out in zip(*work.warm_up, strict=True)]
-            + [64]
-        )
+        requests = list(zip(*work.warm_up, strict=True))
+        for prompts in work.repetitions:
+            requests += zip(prompts, work.outputs, strict=True)
+        longest = max([64, *(len(prompt) + output for prompt, output in requests)])
         count = max([len(work.outputs), len(work.warm_up[1])])
         params = lib.llama_context_default_params()
         params.n_ctx = -(-longest // 256) * 256 * count
@@ -90,7 +85,7 @@ class Llama:
             last = self._decode(step)
 
     def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> dict[int, int]:
-        """(token, position, sequence, whether its successor is wanted) of each → the likeliest successors by sequence."""
+        """(token, position, sequence, is its successor wanted) of each → the likeliest successors by sequence."""
         batch, found = self._batch, {}
         for start in range(0, len(tokens), _BATCH):
             part = tokens[start : start + _BATCH]

@@ -197,8 +197,8 @@ async def _ask_once(port: int, prompt: str, tokens: int, load: Load) -> None:
 
 
 def prompts_of_words(tokenizer: Tokenizer, count: int, seed: int, length: int = TOKENS_IN) -> list[str]:
-    """Texts of exactly so many tokens: words that are a token each, drawn at random. Texts, since not every server takes
-    ids."""
+    """Texts of exactly so many tokens: words that are a token each, drawn at random. Texts, since not every server
+    takes ids."""
     words = [
         token[1:]
         for token in map(tokenizer.convert_id_to_token, range(tokenizer.vocab_size))
