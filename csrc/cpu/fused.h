@@ -128,7 +128,11 @@ struct FusedKernels {
     float (*weigh_block)(const Logits&, int64_t block, float greatest, float inverse, Border, float* weights);
     // The first id in a block whose logit equals the value (or is NaN as well).
     int64_t (*find)(const Logits&, int64_t block, float value);
-    int64_t (*count_greater)(const Logits&, float value);
+    // Where the n-th, from 1, of the logits of that value is; -1 if there are fewer.
+    int64_t (*find_nth)(const Logits&, const float* maxima, float value, int64_t n);
+    // As `gather`, their ids.
+    int64_t (*gather_ids)(const Logits&, const float* maxima, float threshold, int32_t* ids);
+    int64_t (*count_greater)(const Logits&, const float* maxima, float value);
     // out, of the logits' type: minus infinity for what is outside the border.
     void (*truncate)(const Logits&, Border, void* out);
     void (*mask)(void* logits, Number type, int64_t size, const uint32_t* bits); // in place

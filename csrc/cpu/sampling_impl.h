@@ -115,13 +115,64 @@ template <Number N> struct Find {
     }
 };
 
-template <Number N> struct CountGreater {
-    static void run(const Logits& row, float value, int64_t* count) {
+// function(first id of 16, bits of those for which test(x) holds) over blocks whose maximum is wanted; it returns whether
+// to go on.
+template <Number N, class Wanted, class Test, class F>
+inline void each_match(const Logits& row, const float* maxima, Wanted&& wanted, Test&& test, F&& function) {
+    for (int64_t block = 0; block * logit_block < row.size; ++block) {
+        if (!wanted(maxima[block])) continue;
+        const int64_t end = lower(row.size, (block + 1) * logit_block);
+        for (int64_t i = block * logit_block; i < end; i += 16) {
+            uint32_t bits = bits_of(test(logits_at<N>(row, i)));
+            if (end - i < 16) bits &= (1u << (end - i)) - 1;
+            if (bits != 0 && !function(i, bits)) return;
+        }
+    }
+}
+
+template <Number N> struct FindNth {
+    static void run(const Logits& row, const float* maxima, float value, int64_t n, int64_t* found) {
+        const Vec wanted = set(value);
+        *found = -1;
+        each_match<N>(
+            row, maxima, [&](float most) { return most >= value; }, [&](Vec x) { return equal(x, wanted); },
+            [&](int64_t i, uint32_t bits) {
+                const int count = __builtin_popcount(bits);
+                if (count < n) {
+                    n -= count;
+                    return true;
+                }
+                for (; n > 1; --n) bits &= bits - 1;
+                *found = i + __builtin_ctz(bits);
+                return false;
+            });
+    }
+};
+
+template <Number N> struct GatherIds {
+    static void run(const Logits& row, const float* maxima, float threshold, int32_t* ids, int64_t* found) {
+        const Vec low = set(threshold);
         int64_t n = 0;
+        each_match<N>(
+            row, maxima, [&](float most) { return most >= threshold; }, [&](Vec x) { return at_least(x, low); },
+            [&](int64_t i, uint32_t bits) {
+                for (; bits != 0; bits &= bits - 1) ids[n++] = static_cast<int32_t>(i + __builtin_ctz(bits));
+                return true;
+            });
+        *found = n;
+    }
+};
+
+template <Number N> struct CountGreater {
+    static void run(const Logits& row, const float* maxima, float value, int64_t* count) {
         const Vec border = set(value);
-        int64_t i = 0;
-        for (; i + 16 <= row.size; i += 16) n += __builtin_popcount(bits_of(greater(get<N>(row.data, i), border)));
-        if (i < row.size) n += __builtin_popcount(bits_of(greater(logits_at<N>(row, i), border)));
+        int64_t n = 0;
+        each_match<N>(
+            row, maxima, [&](float most) { return !(most <= value); }, [&](Vec x) { return greater(x, border); },
+            [&](int64_t, uint32_t bits) {
+                n += __builtin_popcount(bits);
+                return true;
+            });
         *count = n;
     }
 };
@@ -200,9 +251,19 @@ int64_t find(const Logits& row, int64_t block, float value) {
     by_number<Find>(row.type, row, block, value, &found);
     return found;
 }
-int64_t count_greater(const Logits& row, float value) {
+int64_t find_nth(const Logits& row, const float* maxima, float value, int64_t n) {
+    int64_t found = 0;
+    by_number<FindNth>(row.type, row, maxima, value, n, &found);
+    return found;
+}
+int64_t gather_ids(const Logits& row, const float* maxima, float threshold, int32_t* ids) {
+    int64_t found = 0;
+    by_number<GatherIds>(row.type, row, maxima, threshold, ids, &found);
+    return found;
+}
+int64_t count_greater(const Logits& row, const float* maxima, float value) {
     int64_t count = 0;
-    by_number<CountGreater>(row.type, row, value, &count);
+    by_number<CountGreater>(row.type, row, maxima, value, &count);
     return count;
 }
 void truncate(const Logits& row, Border border, void* out) { by_number<Truncate>(row.type, row, border, out); }
