@@ -94,7 +94,7 @@ struct FiniteCall {
 };
 
 constexpr int64_t logit_block = 128;       // logits that are summed up as one
-constexpr int64_t list_slack = 16;         // numbers that `gather` may write past what it returns
+constexpr int64_t list_slack = 16;         // numbers past its end that a list of values must have room for
 
 // A row of logits. `maxima` of its blocks: NaN where one is.
 struct Logits {
@@ -107,6 +107,12 @@ struct Logits {
 struct Border {
     float threshold;
     int64_t last_id;
+};
+
+struct Selected {
+    float value;
+    double above;      // mass of larger ones
+    int64_t num_equal; // how many have this value
 };
 
 struct FusedKernels {
@@ -124,7 +130,10 @@ struct FusedKernels {
     int64_t (*gather)(const Logits&, const float* maxima, float threshold, float* values);
     // exp((value - greatest) * inverse)
     void (*weigh)(const float* values, int64_t n, float greatest, float inverse, float* weights);
-    // The same of what a block has inside the border, 0 of the rest; all logit_block of them. Returns their sum.
+    // The largest value such that the mass of those from it on reaches the target; the smallest if all do not reach it.
+    // Without weights each has mass 1. No NaN. Both arrays, list_slack longer than n, are used up.
+    Selected (*select)(float* values, float* weights, int64_t n, double target);
+    // exp as above of what a block has inside the border, 0 of the rest; all logit_block of them. Returns their sum.
     float (*weigh_block)(const Logits&, int64_t block, float greatest, float inverse, Border, float* weights);
     // The first id in a block whose logit equals the value (or is NaN as well).
     int64_t (*find)(const Logits&, int64_t block, float value);
@@ -140,7 +149,7 @@ struct FusedKernels {
                      float presence, void* out);
 };
 
-extern const FusedKernels generic_fused, avx2_fused, avx512_fused;
+extern const FusedKernels generic_fused, avx2_fused, avx512_fused, amx_fused;
 
 const FusedKernels& fused_kernels(); // of the active instruction set
 

@@ -79,49 +79,6 @@ Logits logits_of(const LogitRows& rows, int64_t row) {
 
 // ---- truncation ------------------------------------------------------------------------------------------------------
 
-struct Selected {
-    float value;
-    double above;      // mass of larger ones
-    int64_t num_equal; // how many have this value
-};
-
-float middle(float a, float b, float c) { return std::max(std::min(a, b), std::min(std::max(a, b), c)); }
-
-// The largest value such that the mass of those from it on reaches the target; the smallest if all do not. Without
-// weights each has mass 1. No NaN. Both arrays are used up.
-Selected select(float* values, float* weights, int64_t n, double target) {
-    double before = 0;
-    for (;;) {
-        const int64_t e = n / 8;
-        const float pivot = n < 64 ? middle(values[0], values[n / 2], values[n - 1])
-                                   : middle(middle(values[0], values[e], values[2 * e]),
-                                            middle(values[3 * e], values[4 * e], values[5 * e]),
-                                            middle(values[6 * e], values[7 * e], values[n - 1]));
-        int64_t num_above = 0, num_equal = 0;
-        double above = 0, equal = 0;
-        for (int64_t i = 0; i < n; ++i) {
-            num_above += values[i] > pivot, num_equal += values[i] == pivot;
-            if (weights != nullptr) {
-                above += values[i] > pivot ? weights[i] : 0.0f;
-                equal += values[i] == pivot ? weights[i] : 0.0f;
-            }
-        }
-        if (weights == nullptr) above = static_cast<double>(num_above), equal = static_cast<double>(num_equal);
-        const bool is_above = num_above > 0 && before + above >= target;
-        if (!is_above && (before + above + equal >= target || num_above + num_equal == n))
-            return {pivot, before + above, num_equal};
-        if (!is_above) before += above + equal;
-        int64_t kept = 0;
-        for (int64_t i = 0; i < n; ++i) {
-            const float value = values[i];
-            values[kept] = value;
-            if (weights != nullptr) weights[kept] = weights[i];
-            kept += is_above ? value > pivot : value < pivot;
-        }
-        n = kept;
-    }
-}
-
 double sum(const float* weights, int64_t n) {
     double sums[4] = {};
     int64_t i = 0;
@@ -142,7 +99,7 @@ struct Truncation {
 
 // Where top_p cuts these values, which are all of the row from some logit on.
 Border cut(const Row& row, float* values, float* weights, int64_t n, double target) {
-    const Selected found = select(values, weights, n, target);
+    const Selected found = fused_kernels().select(values, weights, n, target);
     float each;
     fused_kernels().weigh(&found.value, 1, row.greatest, row.inverse, &each);
     if (each > 0) {
@@ -163,7 +120,7 @@ Border border_of(Row& row, const Truncation& truncation) {
     const auto nth_maximum = [&](int64_t n) {
         float* copy = Scratch::room(scratch.values, row.blocks + list_slack);
         std::memcpy(copy, row.maxima, static_cast<size_t>(row.blocks) * 4);
-        return select(copy, nullptr, row.blocks, static_cast<double>(n)).value;
+        return kernel.select(copy, nullptr, row.blocks, static_cast<double>(n)).value;
     };
     int64_t n = 0;
     float *values = nullptr, *weights = nullptr;
@@ -196,7 +153,7 @@ Border border_of(Row& row, const Truncation& truncation) {
         // as many blocks have logits of at least the top_k-th largest maximum
         if (top_k <= row.blocks) low = std::max(low, nth_maximum(top_k));
         gather(low);
-        if (n > top_k) low = std::max(low, select(values, nullptr, n, static_cast<double>(top_k)).value);
+        if (n > top_k) low = std::max(low, kernel.select(values, nullptr, n, static_cast<double>(top_k)).value);
     }
     if (!truncation.has_top_p()) return {low, no_border.last_id};
     gather(low);
@@ -408,10 +365,10 @@ void gather_logprobs(const LogitRows& rows, const int64_t* token_ids, int64_t nu
         float low = -infinity;
         if (num_top <= row.blocks) {
             std::memcpy(values, row.maxima, static_cast<size_t>(row.blocks) * 4);
-            low = select(values, nullptr, row.blocks, static_cast<double>(num_top)).value;
+            low = kernel.select(values, nullptr, row.blocks, static_cast<double>(num_top)).value;
         }
         const int64_t found = kernel.gather(row.logits, row.maxima, low, values);
-        if (found > num_top) low = select(values, nullptr, found, static_cast<double>(num_top)).value;
+        if (found > num_top) low = kernel.select(values, nullptr, found, static_cast<double>(num_top)).value;
         int32_t* top = Scratch::room(scratch.ids, row.logits.size);
         const int64_t count = kernel.gather_ids(row.logits, row.maxima, low, top);
         std::partial_sort(top, top + num_top, top + count, [&](int32_t a, int32_t b) {
