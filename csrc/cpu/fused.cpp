@@ -6,8 +6,10 @@ namespace octavo {
 
 const FusedKernels& fused_kernels() {
     switch (active()) {
+#if defined(OCTAVO_AMX)
+    case Isa::amx: return amx_fused;
+#endif
 #if defined(OCTAVO_AVX512)
-    case Isa::amx:
     case Isa::avx512: return avx512_fused;
 #endif
 #if defined(OCTAVO_AVX2)

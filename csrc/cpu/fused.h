@@ -94,7 +94,7 @@ struct FiniteCall {
 };
 
 constexpr int64_t logit_block = 128;       // logits that are summed up as one
-constexpr int64_t list_slack = 16;         // numbers that `gather` may write past what it returns
+constexpr int64_t list_slack = 16;         // numbers past its end that a list of values must have room for
 
 // A row of logits. `maxima` of its blocks: NaN where one is.
 struct Logits {
@@ -107,6 +107,12 @@ struct Logits {
 struct Border {
     float threshold;
     int64_t last_id;
+};
+
+struct Selected {
+    float value;
+    double above;      // mass of larger ones
+    int64_t num_equal; // how many have this value
 };
 
 struct FusedKernels {
@@ -124,11 +130,18 @@ struct FusedKernels {
     int64_t (*gather)(const Logits&, const float* maxima, float threshold, float* values);
     // exp((value - greatest) * inverse)
     void (*weigh)(const float* values, int64_t n, float greatest, float inverse, float* weights);
-    // The same of what a block has inside the border, 0 of the rest; all logit_block of them. Returns their sum.
+    // The largest value such that the mass of those from it on reaches the target; the smallest if all do not reach it.
+    // Without weights each has mass 1. No NaN. Both arrays, list_slack longer than n, are used up.
+    Selected (*select)(float* values, float* weights, int64_t n, double target);
+    // exp as above of what a block has inside the border, 0 of the rest; all logit_block of them. Returns their sum.
     float (*weigh_block)(const Logits&, int64_t block, float greatest, float inverse, Border, float* weights);
     // The first id in a block whose logit equals the value (or is NaN as well).
     int64_t (*find)(const Logits&, int64_t block, float value);
-    int64_t (*count_greater)(const Logits&, float value);
+    // Where the n-th, from 1, of the logits of that value is; -1 if there are fewer.
+    int64_t (*find_nth)(const Logits&, const float* maxima, float value, int64_t n);
+    // As `gather`, their ids.
+    int64_t (*gather_ids)(const Logits&, const float* maxima, float threshold, int32_t* ids);
+    int64_t (*count_greater)(const Logits&, const float* maxima, float value);
     // out, of the logits' type: minus infinity for what is outside the border.
     void (*truncate)(const Logits&, Border, void* out);
     void (*mask)(void* logits, Number type, int64_t size, const uint32_t* bits); // in place
@@ -136,7 +149,7 @@ struct FusedKernels {
                      float presence, void* out);
 };
 
-extern const FusedKernels generic_fused, avx2_fused, avx512_fused;
+extern const FusedKernels generic_fused, avx2_fused, avx512_fused, amx_fused;
 
 const FusedKernels& fused_kernels(); // of the active instruction set
 

@@ -7,8 +7,10 @@
 
 namespace octavo {
 
-const FusedKernels generic_fused{rms_norm,  add_rms_norm, gated_rms_norm, write_kv, rope_and_write, activate, find_bad,
-                               summarise, gather,       weigh,          weigh_block, find,         count_greater,
-                               truncate,  mask,         penalise};
+const FusedKernels generic_fused{
+    rms_norm, add_rms_norm, gated_rms_norm, write_kv, rope_and_write, activate,      find_bad, summarise, gather,
+    weigh,    select,       weigh_block,    find,     find_nth,       gather_ids,    count_greater, truncate, mask,
+    penalise,
+};
 
 } // namespace octavo

@@ -42,6 +42,7 @@ inline __m256 as_f16(__m256 a) { return _mm256_cvtph_ps(_mm256_cvtps_ph(a, _MM_F
 inline Vec as_f16(Vec a) { return {as_f16(a.a), as_f16(a.b)}; }
 inline __m256 as_bf16(__m256 a) { return _mm256_castsi256_ps(_mm256_slli_epi32(round_bf16(a), 16)); }
 inline Vec as_bf16(Vec a) { return {as_bf16(a.a), as_bf16(a.b)}; }
+inline void put_bf16(void* p, Vec a) { store_bf16(p, a); }
 
 inline Flags greater(Vec a, Vec b) {
     return {_mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ), _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ)};

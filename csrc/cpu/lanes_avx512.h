@@ -18,10 +18,24 @@ inline Vec times_power(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 inline float sum_of(Vec a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest_of(Vec a) { return _mm512_reduce_max_ps(a.v); }
 inline Vec as_f16(Vec a) { return {_mm512_cvtph_ps(_mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT))}; }
+#if defined(__AVX512BF16__) // rounds in one instruction, but takes what is below 2^-126 for zero
+inline __m256i narrow_bf16(Vec a) {
+    const __m256bh narrow = _mm512_cvtneps_pbh(a.v);
+    __m256i bits;
+    std::memcpy(&bits, &narrow, 32);
+    return bits;
+}
+inline Vec as_bf16(Vec a) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow_bf16(a)), 16))};
+}
+inline void put_bf16(void* p, Vec a) { _mm256_storeu_si256(static_cast<__m256i*>(p), narrow_bf16(a)); }
+#else
 inline Vec as_bf16(Vec a) {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
     return {_mm512_castsi512_ps(_mm512_and_si512(round_bf16(a.v), high))};
 }
+inline void put_bf16(void* p, Vec a) { store_bf16(p, a); }
+#endif
 
 inline Flags greater(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
 inline Flags at_least(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }

@@ -38,6 +38,7 @@ inline float largest_of(Vec a) { // of no NaN
 // Rounded to that type and back.
 inline Vec as_f16(Vec a) { for (float& v : a.v) v = float_of_f16(f16_of_float(v)); return a; }
 inline Vec as_bf16(Vec a) { for (float& v : a.v) v = float_of_bf16(bf16_of_float(v)); return a; }
+inline void put_bf16(void* p, Vec a) { store_bf16(p, a); }
 
 inline Flags greater(Vec a, Vec b) { Flags r; for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] > b.v[i]; return r; }
 inline Flags at_least(Vec a, Vec b) { Flags r; for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] >= b.v[i]; return r; }

@@ -133,7 +133,7 @@ void activate_as(const ActivationCall& c, int64_t begin, int64_t end) {
         const void* up = at<N>(c.x, row * c.stride + c.size + first);
         void* out = at<N>(c.out, row * c.size + first);
         each_vector(n, [&](int64_t i, int64_t count) {
-            put<N>(out, i, mul(rounded<N>(activated<A>(get<N>(gate, i, count))), get<N>(up, i, count)), count);
+            put<N>(out, i, mul(activated<A>(get<N>(gate, i, count)), get<N>(up, i, count)), count);
         });
     }
 }

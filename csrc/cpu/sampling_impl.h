@@ -115,22 +115,135 @@ template <Number N> struct Find {
     }
 };
 
-template <Number N> struct CountGreater {
-    static void run(const Logits& row, float value, int64_t* count) {
+inline float middle(float a, float b, float c) {
+    const float low = a < b ? a : b, high = a < b ? b : a;
+    return c < low ? low : c > high ? high : c;
+}
+
+inline float pivot_of(const float* values, int64_t n) {
+    if (n < 64) return middle(values[0], values[n / 2], values[n - 1]);
+    const int64_t e = n / 8;
+    return middle(middle(values[0], values[e], values[2 * e]), middle(values[3 * e], values[4 * e], values[5 * e]),
+                  middle(values[6 * e], values[7 * e], values[n - 1]));
+}
+
+// As sorting by halves does, but going on with the half where the target is alone.
+Selected select(float* values, float* weights, int64_t n, double target) {
+    double before = 0;
+    for (;;) {
+        const float pivot = pivot_of(values, n);
+        const Vec border = set(pivot);
+        int64_t num_above = 0, num_equal = 0;
+        double above = 0, equal_mass = 0;
+        for (int64_t first = 0; first < n; first += 256) { // short sums, so that float32 is enough
+            Vec sum_above = set(0), sum_equal = set(0);
+            for (int64_t i = first; i < lower(n, first + 256); i += 16) {
+                const uint32_t there = n - i < 16 ? (1u << (n - i)) - 1 : 0xffff;
+                const Vec x = load(values + i);
+                const uint32_t is_above = bits_of(greater(x, border)) & there, is_equal = bits_of(equal(x, border)) & there;
+                num_above += __builtin_popcount(is_above), num_equal += __builtin_popcount(is_equal);
+                if (weights == nullptr) continue;
+                const Vec weight = load(weights + i);
+                sum_above = add(sum_above, select(flags_of(is_above), weight, set(0)));
+                if (is_equal != 0) sum_equal = add(sum_equal, select(flags_of(is_equal), weight, set(0)));
+            }
+            above += sum_of(sum_above), equal_mass += sum_of(sum_equal);
+        }
+        if (weights == nullptr) above = static_cast<double>(num_above), equal_mass = static_cast<double>(num_equal);
+        const bool goes_up = num_above > 0 && before + above >= target;
+        if (!goes_up && (before + above + equal_mass >= target || num_above + num_equal == n))
+            return {pivot, before + above, num_equal};
+        if (!goes_up) before += above + equal_mass;
+        int64_t kept = 0;
+        for (int64_t i = 0; i < n; i += 16) { // what is written is not past what was read
+            const uint32_t there = n - i < 16 ? (1u << (n - i)) - 1 : 0xffff;
+            const Vec x = load(values + i);
+            const Flags goes = flags_of(bits_of(goes_up ? greater(x, border) : greater(border, x)) & there);
+            if (weights != nullptr) store_flagged(weights + kept, goes, load(weights + i));
+            kept += store_flagged(values + kept, goes, x);
+        }
+        n = kept;
+    }
+}
+
+// function(first id of 16, bits of those for which test(x) holds) over blocks whose maximum is wanted; it returns whether
+// to go on.
+template <Number N, class Wanted, class Test, class F>
+inline void each_match(const Logits& row, const float* maxima, Wanted&& wanted, Test&& test, F&& function) {
+    for (int64_t block = 0; block * logit_block < row.size; ++block) {
+        if (!wanted(maxima[block])) continue;
+        const int64_t end = lower(row.size, (block + 1) * logit_block);
+        for (int64_t i = block * logit_block; i < end; i += 16) {
+            uint32_t bits = bits_of(test(logits_at<N>(row, i)));
+            if (end - i < 16) bits &= (1u << (end - i)) - 1;
+            if (bits != 0 && !function(i, bits)) return;
+        }
+    }
+}
+
+template <Number N> struct FindNth {
+    static void run(const Logits& row, const float* maxima, float value, int64_t n, int64_t* found) {
+        const Vec wanted = set(value);
+        *found = -1;
+        each_match<N>(
+            row, maxima, [&](float most) { return most >= value; }, [&](Vec x) { return equal(x, wanted); },
+            [&](int64_t i, uint32_t bits) {
+                const int count = __builtin_popcount(bits);
+                if (count < n) {
+                    n -= count;
+                    return true;
+                }
+                for (; n > 1; --n) bits &= bits - 1;
+                *found = i + __builtin_ctz(bits);
+                return false;
+            });
+    }
+};
+
+template <Number N> struct GatherIds {
+    static void run(const Logits& row, const float* maxima, float threshold, int32_t* ids, int64_t* found) {
+        const Vec low = set(threshold);
         int64_t n = 0;
+        each_match<N>(
+            row, maxima, [&](float most) { return most >= threshold; }, [&](Vec x) { return at_least(x, low); },
+            [&](int64_t i, uint32_t bits) {
+                for (; bits != 0; bits &= bits - 1) ids[n++] = static_cast<int32_t>(i + __builtin_ctz(bits));
+                return true;
+            });
+        *found = n;
+    }
+};
+
+template <Number N> struct CountGreater {
+    static void run(const Logits& row, const float* maxima, float value, int64_t* count) {
         const Vec border = set(value);
-        int64_t i = 0;
-        for (; i + 16 <= row.size; i += 16) n += __builtin_popcount(bits_of(greater(get<N>(row.data, i), border)));
-        if (i < row.size) n += __builtin_popcount(bits_of(greater(logits_at<N>(row, i), border)));
+        int64_t n = 0;
+        each_match<N>(
+            row, maxima, [&](float most) { return !(most <= value); }, [&](Vec x) { return greater(x, border); },
+            [&](int64_t, uint32_t bits) {
+                n += __builtin_popcount(bits);
+                return true;
+            });
         *count = n;
     }
 };
+
+// Logits that were read and are kept, to the last bit.
+template <Number N>
+inline void put_back(void* p, int64_t i, Vec x, int64_t count) {
+    if (N != Number::bf16) return put<N>(p, i, x, count);
+    uint16_t* to = static_cast<uint16_t*>(p) + i;
+    if (count >= 16) return store_bf16(to, x);
+    uint16_t numbers[16];
+    store_bf16(numbers, x);
+    std::memcpy(to, numbers, static_cast<size_t>(count) * 2);
+}
 
 template <Number N> struct Truncate {
     static void run(const Logits& row, Border border, void* out) {
         each_vector(row.size, [&](int64_t i, int64_t count) {
             const Vec x = get<N>(row.data, i, count);
-            put<N>(out, i, select(inside<N>(x, i, border), x, set(-infinity)), count);
+            put_back<N>(out, i, select(inside<N>(x, i, border), x, set(-infinity)), count);
         });
     }
 };
@@ -143,8 +256,8 @@ template <Number N> struct MaskLogits {
             for (int64_t i = 32 * word; i < lower(size, 32 * word + 32); i += 16) {
                 const int64_t count = lower(16, size - i);
                 const uint32_t here = kept >> (i % 32) & 0xffff;
-                if (here == 0) put<N>(logits, i, set(-infinity), count);
-                else put<N>(logits, i, select(flags_of(here), get<N>(logits, i, count), set(-infinity)), count);
+                if (here == 0) put_back<N>(logits, i, set(-infinity), count);
+                else put_back<N>(logits, i, select(flags_of(here), get<N>(logits, i, count), set(-infinity)), count);
             }
         }
     }
@@ -200,9 +313,19 @@ int64_t find(const Logits& row, int64_t block, float value) {
     by_number<Find>(row.type, row, block, value, &found);
     return found;
 }
-int64_t count_greater(const Logits& row, float value) {
+int64_t find_nth(const Logits& row, const float* maxima, float value, int64_t n) {
+    int64_t found = 0;
+    by_number<FindNth>(row.type, row, maxima, value, n, &found);
+    return found;
+}
+int64_t gather_ids(const Logits& row, const float* maxima, float threshold, int32_t* ids) {
+    int64_t found = 0;
+    by_number<GatherIds>(row.type, row, maxima, threshold, ids, &found);
+    return found;
+}
+int64_t count_greater(const Logits& row, const float* maxima, float value) {
     int64_t count = 0;
-    by_number<CountGreater>(row.type, row, value, &count);
+    by_number<CountGreater>(row.type, row, maxima, value, &count);
     return count;
 }
 void truncate(const Logits& row, Border border, void* out) { by_number<Truncate>(row.type, row, border, out); }

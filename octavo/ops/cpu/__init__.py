@@ -17,23 +17,45 @@ from octavo.ops.cpu.batch import append_sampled, build_batch, mark_bad_rows
 from octavo.ops.cpu.linear import linear_packed, rows_packed
 from octavo.ops.cpu.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.cpu.rope import rope_and_write, write_kv
+from octavo.ops.cpu.sampling import (
+    apply_bitmask,
+    apply_penalties,
+    argmax,
+    choose_tokens,
+    gather_logprobs,
+    log_mass,
+    mask_truncated,
+    row_uniform,
+    sample,
+    token_ranks,
+)
 
 OPS = {
     function.__name__: function
     for function in (
         add_rms_norm,
         append_sampled,
+        apply_bitmask,
+        apply_penalties,
+        argmax,
         build_batch,
+        choose_tokens,
         gated_rms_norm,
+        gather_logprobs,
         gelu_and_mul,
         gelu_tanh_and_mul,
         linear_packed,
+        log_mass,
         mark_bad_rows,
+        mask_truncated,
         paged_attention,
         rms_norm,
         rope_and_write,
+        row_uniform,
         rows_packed,
+        sample,
         silu_and_mul,
+        token_ranks,
         write_kv,
     )
 }

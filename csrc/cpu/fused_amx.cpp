@@ -1,0 +1,16 @@
+// What of a step is neither product nor attention, with AVX-512 and its instruction for bf16.
+#include "lanes_avx512.h"
+
+#include "norm_impl.h"
+#include "rope_impl.h"
+#include "sampling_impl.h"
+
+namespace octavo {
+
+const FusedKernels amx_fused{
+    rms_norm, add_rms_norm, gated_rms_norm, write_kv, rope_and_write, activate,      find_bad, summarise, gather,
+    weigh,    select,       weigh_block,    find,     find_nth,       gather_ids,    count_greater, truncate, mask,
+    penalise,
+};
+
+} // namespace octavo
