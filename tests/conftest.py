@@ -13,6 +13,9 @@ from octavo.platforms import cuda
 # Tiny models gain nothing from a second thread, and waiting for it costs much on a busy machine. Before torch starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# No test leaves packed weights in the user's cache; those that are about them say where.
+os.environ["OCTAVO_PACKED_WEIGHTS_GIB"] = "0"
+
 # Without a GPU, Triton's kernels run in its interpreter. That has to be said before triton is imported by anybody.
 if cuda.platform() is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import octavo
-from octavo.config.env import cache_directory
+from octavo.config.env import cache_directory, thread_limit
 from octavo.platforms import cpu
 from octavo.platforms.detect import detect
 from octavo.platforms.platform import Platform
@@ -124,9 +124,11 @@ def _device(report: Report, platform: Platform) -> None:
     if platform.name != "cpu":
         return
     allowed, quota = cpu.affinity(), cpu.cpu_quota()
-    rows["cores to use"] = f"{platform.num_threads} ({len(allowed)} logical CPUs allowed" + (
-        f", a quota of {quota:g} CPUs)" if quota is not None else ")"
-    )
+    limits = [f"{len(allowed)} logical CPUs allowed"]
+    limits += [] if quota is None else [f"a quota of {quota:g} CPUs"]
+    limits += [] if thread_limit() is None else [f"OMP_NUM_THREADS {thread_limit()}"]
+    named = ", ".join(map(str, platform.cpus))
+    rows["cores to use"] = f"{platform.num_threads}: {named} ({', '.join(limits)})"
     if "bfloat16" not in platform.fast_dtypes:
         report.missing.append(
             ("bfloat16 arithmetic (avx512_bf16 or amx_bf16)", "float32 is used: twice the memory and memory traffic")
@@ -148,9 +150,13 @@ def _kernels(report: Report, platform: Platform) -> None:
         rows[name] = f"{len(ops)} ops: {', '.join(ops)}" if ops else "none"
     if chosen.get("linear_packed") == "cpu":
         rows["instruction set"] = f"{import_module('octavo._cpu').isa()}, of CPU kernels"
+    if platform.name == "cpu":
+        rows["threads"] = import_module("octavo.ops.threads").describe(platform.num_threads, platform.cpus)
     report.sections["kernels"] = rows
     for name, reason in dispatch.absent().items():
         cost = f"torch's operators compute instead, slower where rows are few ({reason})"
+        if name == "cpu":  # which says it all
+            cost = reason.removeprefix("ImportError: ")
         report.missing.append((f"{name} kernels", cost))
 
 

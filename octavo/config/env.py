@@ -105,5 +105,6 @@ def rest_idle_threads() -> None:
 
 
 def child_environment(**extra: str) -> dict[str, str]:
-    """This process's environment for a child process, with `extra` on top."""
-    return {**os.environ, **extra}
+    """This process's environment for a child process, with `extra` on top. Unless it says otherwise NumPy gets no
+    threads of its own, which would have nothing to do."""
+    return {"OPENBLAS_NUM_THREADS": "1", **os.environ, **extra}

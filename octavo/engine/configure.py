@@ -15,6 +15,7 @@ from octavo.config.engine_config import EngineConfig
 from octavo.config.env import rest_idle_threads
 from octavo.config.model_facts import model_facts
 from octavo.config.options import Options
+from octavo.config.read_ahead import files_to_read, read_ahead
 from octavo.config.resolve import Resolved, resolve
 from octavo.platforms.detect import detect
 from octavo.platforms.platform import Platform
@@ -48,4 +49,6 @@ def configure(options: Options, model: Mapping[str, Any] | None = None) -> Confi
         hf_overrides=options.hf_overrides,
         generation_config=options.generation_config,
     )
+    if platform.shares_memory:
+        read_ahead(files_to_read(checkpoint), platform.memory_info()[0])
     return Configured(resolve(options, checkpoint, platform.facts(), model_facts(checkpoint), plugins), platform)

@@ -48,10 +48,12 @@ Parameters = Mapping[str, torch.nn.Parameter]
 
 @dataclass(frozen=True)
 class PackedFiles:
-    """A directory of them. `limit` is for all files together, in bytes; nothing is written above it."""
+    """A directory of them. `limit` is for all files together, in bytes; nothing is written above it. `note` gets the
+    name of the file that was used."""
 
     directory: Path
     limit: int
+    note: Path | None = None
 
     def take(self, name: str, parameters: Parameters) -> int:
         """Puts kept weights into the packed ones of the parameters, if there are such of that name. Bytes; 0: none."""
@@ -70,6 +72,7 @@ class PackedFiles:
             forms[key].adopt(parameters[key], data)
         with suppress(OSError):
             os.utime(path)  # it was used
+            self._take_note(path)
         return sum(data.nbytes for data in found.values())
 
     def put(self, name: str, parameters: Parameters) -> threading.Thread | None:
@@ -96,12 +99,17 @@ class PackedFiles:
                     _write(file, weights)
                     file.close()
                     os.replace(file.name, path)  # whole, or not at all
+                    self._take_note(path)
                 except BaseException:
                     os.unlink(file.name)
                     raise
             _log.info("packed weights, %d MiB, are kept in %s for later starts", num_bytes >> 20, path)
         except OSError as error:
             _log.info("packed weights are not kept: %s", error)
+
+    def _take_note(self, path: Path) -> None:
+        if self.note is not None:
+            self.note.write_text(path.name, encoding="utf-8")
 
     def _make_room(self, num_bytes: int) -> None:
         """Removes files that were not used for longest, and what an ended process has left half written."""

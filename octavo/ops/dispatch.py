@@ -28,6 +28,7 @@ _packages: dict[str, str] = {
 }
 _loaded: dict[str, Mapping[str, Function]] = {}
 _absent: dict[str, str] = {}
+_told: set[str] = set()  # of which the log has said that it is absent
 _chosen: dict[str, str] = {}
 
 bound = SimpleNamespace()  # the chosen function of each op, as an attribute; only `use` writes to it
@@ -40,6 +41,7 @@ def register(implementation: str, package: str) -> None:
     _packages[implementation] = package
     _loaded.pop(implementation, None)
     _absent.pop(implementation, None)
+    _told.discard(implementation)
 
 
 def load(implementation: str) -> Mapping[str, Function]:
@@ -60,7 +62,8 @@ def use(order: tuple[str, ...]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for implementation in (*order, SPECIFICATION):
         load(implementation)
-        if implementation in _absent:
+        if implementation in _absent and implementation not in _told:
+            _told.add(implementation)
             log.warning("ops %r are not available: %s", implementation, _absent[implementation])
         for op, function in load(implementation).items():
             if op not in load(SPECIFICATION):

@@ -1,24 +1,34 @@
 """`octavo serve` as a program: first the socket and the engine's process, then what answers.
 
-On two processors the front end's imports and the engine's run beside one another.
+On several processors the front end's imports and the engine's run beside one another; on one, the front end's come
+first.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 from octavo.config.options import Options
 from octavo.config.serve_options import ServeOptions
 from octavo.engine.launch import Supervisor
-from octavo.server.sockets import listening
+from octavo.platforms.cpu import affinity
+from octavo.server.sockets import address_of, listening
+
+logger = logging.getLogger("octavo.server")
 
 
 def serve(options: Options, serve_options: ServeOptions) -> int:
     """Until a signal ends it. Returns the exit status. Raises ConfigurationError, and what loading the model raises."""
     with listening(serve_options) as sock:
-        supervisor = Supervisor()
+        where = address_of(sock, serve_options.ssl_certfile is not None)
+        logger.info("listening at %s; the engine is starting", where)  # the system takes connections from here on
+        supervisor = Supervisor() if len(affinity()) > 1 else None
         try:
-            status: int = import_module("octavo.server.run").serve(options, serve_options, sock, supervisor)
+            run = import_module("octavo.server.run")
+            supervisor = supervisor or Supervisor()
+            status: int = run.serve(options, serve_options, sock, supervisor)
             return status
         finally:
-            supervisor.stop()
+            if supervisor is not None:
+                supervisor.stop()

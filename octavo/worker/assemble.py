@@ -11,7 +11,8 @@ import torch
 from octavo.attention.select import AttentionSelector
 from octavo.config.checkpoint import Checkpoint
 from octavo.config.engine_config import EngineConfig, ModelConfig
-from octavo.config.env import cache_directory, packed_weights_limit
+from octavo.config.env import packed_weights_limit
+from octavo.config.read_ahead import note_of_last, packed_directory
 from octavo.core.buckets import Buckets, ExactSizes
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
@@ -78,7 +79,8 @@ def _kept_weights(checkpoint: Checkpoint, model: CausalLM) -> Iterator[None]:
     if limit == 0 or not packed_forms(parameters):
         yield
         return
-    files = PackedFiles(cache_directory() / "packed", limit)
+    assert checkpoint.path is not None
+    files = PackedFiles(packed_directory(), limit, note_of_last(checkpoint.path))
     name = name_of(weight_files(checkpoint), parameters, model.expected_weights())
     num_bytes = files.take(name, parameters)
     if num_bytes:

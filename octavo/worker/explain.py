@@ -11,6 +11,7 @@ from octavo.config.engine_config import EngineConfig
 from octavo.config.resolve import Reason
 from octavo.errors import OutOfMemory
 from octavo.ops import dispatch
+from octavo.ops.threads import describe
 from octavo.platforms.platform import Platform
 from octavo.worker.assemble import build_skeleton
 from octavo.worker.memory import plan_memory
@@ -27,9 +28,9 @@ def explain_model(config: EngineConfig, platform: Platform) -> list[Reason]:
     rows = [Reason("weights", size(weight_bytes), f"{held}, as they will lie in memory")]
     if platform.name == "cpu":
         cores = ", ".join(map(str, platform.cpus[: config.machine.threads]))
-        rows.append(Reason("cores", cores, "what threads are pinned to"))
+        rows.append(Reason("cores", cores, describe(config.machine.threads, platform.cpus)))
         kernels = sorted(op for op, implementation in dispatch.chosen().items() if implementation == "cpu")
-        absent = dispatch.absent().get("cpu", "none")
+        absent = "not compiled" if "cpu" in dispatch.absent() else "none"  # the log says what that costs
         rows.append(Reason("kernels", "cpu" if kernels else "torch", ", ".join(kernels) or absent))
     rows += [Reason("attention_backend", name, why) for name, why in attention.explain()]
     groups = group_layers(model.cache_specs())
