@@ -290,7 +290,7 @@ def watched(report: Report, engine: str, what: str) -> Iterator[None]:
     finally:
         seconds = time.perf_counter() - began
         others = (_busy_seconds() - busy) - (_own_seconds() - own)
-        share = max(0.0, others / seconds / (os.cpu_count() or 1))
+        share = min(max(0.0, others / seconds / (os.cpu_count() or 1)), 1.0)  # the clock of /proc/stat is coarse
         report.runs.append(
             {"engine": engine, "what": what, "seconds": round(seconds, 1), "others": round(share, 3)},
         )
@@ -330,11 +330,14 @@ def run_process(settings: Settings, engine: str, job: Job, label: str, report: R
         )
 
         def read() -> None:
-            for line in process.stdout or ():
-                lines.put(line)
+            assert process.stdout is not None
+            with process.stdout:
+                for line in process.stdout:
+                    lines.put(line)
             lines.put(None)
 
-        threading.Thread(target=read, daemon=True).start()
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
         try:
             while True:
                 left = settings.timeout - (time.perf_counter() - began)
@@ -350,6 +353,7 @@ def run_process(settings: Settings, engine: str, job: Job, label: str, report: R
                 process.wait(60)
         finally:
             servers.end(process)
+            reader.join(5)
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         report.lack(engine, label, f"ended with {process.returncode}: {last[0][:200]}")
