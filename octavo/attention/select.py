@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _known: dict[str, str] = {
     "torch_sdpa": "octavo.attention.torch_sdpa:TorchSdpa",
+    "cpu_paged": "octavo.attention.cpu_paged:CpuPaged",
     "triton_paged": "octavo.attention.triton_paged:TritonPaged",
     "flash_triton": "octavo.attention.flash_triton:FlashTriton",
     "fixed_split": "octavo.attention.fixed_split:FixedSplit",

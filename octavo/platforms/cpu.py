@@ -91,7 +91,7 @@ def platform(root: Path = Path("/")) -> Platform:
 
 
 def _attention_order(query: Any) -> tuple[str, ...]:
-    return ("torch_sdpa",)
+    return ("cpu_paged", "torch_sdpa") if has_kernels() else ("torch_sdpa",)
 
 
 # ---- processor -------------------------------------------------------------------------------------------------------
