@@ -123,24 +123,22 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
     Pieces pieces;
     const size_t floats = pieces.reserve<float>(needs_floats ? rows * a.stride : 0);
     const size_t q = pieces.reserve<int8_t>(needs_q ? rows * inputs_ : 0);
-    const size_t scales = pieces.reserve<float>(needs_q ? rows * blocks : 0);
-    const size_t sums = pieces.reserve<int32_t>(needs_q ? rows * blocks * 2 : 0);
+    const size_t rounded = pieces.reserve<Rounded>(needs_q ? rows * blocks : 0);
     a.plain = static_cast<const uint16_t*>(x), a.plain_stride = x_stride;
     const int64_t num_tiles = needs_tiles ? (rows + 15) / 16 : 0;
     const size_t tiles = pieces.reserve<uint16_t>(num_tiles * 16 * a.stride);
     pieces.allocate();
     if (needs_floats) {
         a.floats = pieces.at<float>(floats);
-        if (needs_q) a.q = pieces.at<int8_t>(q), a.scales = pieces.at<float>(scales), a.sums = pieces.at<int32_t>(sums);
+        if (needs_q) a.q = pieces.at<int8_t>(q), a.rounded = pieces.at<Rounded>(rounded), a.q_rows = rows;
         parallel_for(rows, most(1, 16384 / most(inputs_, 1)), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
                 float* to = pieces.at<float>(floats) + row * a.stride;
                 kernel.widen(static_cast<const char*>(x) + row * x_stride * size_of(type), type, inputs_, to);
                 for (int64_t k = inputs_; k < a.stride; ++k) to[k] = 0;
                 if (needs_q)
-                    kernel.quantize(to, inputs_, pieces.at<int8_t>(q) + row * inputs_,
-                                    pieces.at<float>(scales) + row * blocks,
-                                    pieces.at<int32_t>(sums) + row * blocks * 2);
+                    kernel.quantize(to, inputs_, rows, pieces.at<int8_t>(q) + row * 32,
+                                    pieces.at<Rounded>(rounded) + row);
             }
         });
     }
@@ -161,7 +159,7 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
         if (here.floats) here.floats += first * a.stride;
         here.plain += first * a.plain_stride;
         if (here.tiles) here.tiles += first * a.stride;
-        if (here.q) here.q += first * inputs_, here.scales += first * blocks, here.sums += first * blocks * 2;
+        if (here.q) here.q += first * 32, here.rounded += first;
         Output to = out;
         to.data = static_cast<char*>(out.data) + first * out.stride * size_of(out.type);
         parallel_for(shares.count(), 1, [&](int64_t first_share, int64_t end_share) {

@@ -57,13 +57,27 @@ void tile(const void* x, Number type, int64_t stride, int64_t rows, int64_t inpu
     }
 }
 
+// (a, b) lane by lane as a pair of bf16.
+inline __m512i bf16_pairs(Vec a, Vec b, __m512i order) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(b.v, a.v); // those of a, then those of b
+    __m512i bits;
+    std::memcpy(&bits, &both, 64);
+    return _mm512_permutexvar_epi16(order, bits);
+}
+
+inline __m512i pair_order() {
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(16)), 16));
+}
+
 // A panel as bf16 tiles [inputs / 32][16][16][2].
 template <Format F>
 inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
+    const __m512i order = pair_order();
     if constexpr (is_quantized(F)) {
         each_four<F>(panel, inputs, [&](int64_t k, const Vec* values) {
-            _mm512_storeu_si512(out + k * 16, pair_bf16(values[0], values[1]));
-            _mm512_storeu_si512(out + k * 16 + 32, pair_bf16(values[2], values[3]));
+            _mm512_storeu_si512(out + k * 16, bf16_pairs(values[0], values[1], order));
+            _mm512_storeu_si512(out + k * 16 + 32, bf16_pairs(values[2], values[3], order));
         });
     } else {
         for (int64_t k = 0; k < padded(inputs, 32); k += 2) {
@@ -73,7 +87,7 @@ inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
                 else if (F == Format::f32) pair[i] = load(reinterpret_cast<const float*>(panel) + (k + i) * 16);
                 else pair[i] = load_f16(panel + (k + i) * 32);
             }
-            _mm512_storeu_si512(out + k * 16, pair_bf16(pair[0], pair[1]));
+            _mm512_storeu_si512(out + k * 16, bf16_pairs(pair[0], pair[1], order));
         }
     }
 }
@@ -103,12 +117,12 @@ struct Ahead {
 // sums [4][16][16] = 16 M rows times N panels; w are tiles. A tile of the next step is asked for as
 // soon as the last product that reads the register has been issued.
 template <int M, int N>
-inline void product(const uint16_t* const* w, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
+inline void product(const uint16_t* w, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
     _tile_zero(0);
     if (N > 1) _tile_zero(1);
     if (M > 1) _tile_zero(2);
     if (M > 1 && N > 1) _tile_zero(3);
-    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data, *w0 = w[0], *w1 = w[N - 1];
+    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data, *w0 = w, *w1 = w + (N - 1) * steps * tile_numbers;
     const int64_t stride0 = x[0].stride, stride1 = x[M - 1].stride, step0 = x[0].step, step1 = x[M - 1].step;
     _tile_loadd(4, x0, stride0);
     _tile_loadd(6, w0, 64);
@@ -173,40 +187,47 @@ inline void finish(const Output& out, int64_t row, int64_t all_rows, int64_t col
             put(out, row + i, column + 16 * n, columns - 16 * n, load(sums + 256 * n + 16 * i));
 }
 
+// Panels that 32 rows meet before the next 32 do: what is written of a row lies together, and all fits in the
+// second-level cache beside rows_bytes of x.
+constexpr int64_t most_group = 8, group_bytes = 256 << 10;
+
 template <Format F>
 void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
     const Tiles registers(x.rows);
-    const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32;
-    const size_t expanded = F == Format::bf16 ? 0 : 2 * static_cast<size_t>(steps) * 1024;
+    const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_blocks = (x.rows + 31) / 32;
+    int64_t group = group_bytes / (steps * 1024) / 2 * 2;
+    group = num_blocks == 1 || group < 2 ? 2 : group > most_group ? most_group : group;
+    const size_t expanded = F == Format::bf16 ? 0 : static_cast<size_t>(group * steps) * 1024;
     uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 4096));
     float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
-    // the next pair of panels comes while this one passes, in whole lines a step
-    const int64_t all_steps = steps * ((x.rows + 31) / 32), share = (2 * bytes / 64 + all_steps - 1) / all_steps * 64;
-    for (int64_t p = 0; p < panels.count; p += 2) {
-        const int64_t pair = p + 1 < panels.count ? 2 : 1;
-        const uint8_t* data = panels.data + p * bytes;
-        const uint16_t* w[2] = {};
-        for (int64_t i = 0; i < pair; ++i) {
-            if constexpr (F == Format::bf16) {
-                w[i] = reinterpret_cast<const uint16_t*>(data + i * bytes);
-            } else {
+    // the next group comes while this one passes, in whole lines a step
+    const int64_t all_steps = group / 2 * steps * num_blocks, share = (group * bytes / 64 + all_steps - 1) / all_steps * 64;
+    const uint8_t* end = panels.data + panels.count * bytes;
+    for (int64_t g = 0; g < panels.count; g += group) {
+        const int64_t count = g + group < panels.count ? group : panels.count - g;
+        const uint8_t* data = panels.data + g * bytes;
+        const uint16_t* tiles = reinterpret_cast<const uint16_t*>(data);
+        if constexpr (F != Format::bf16) {
+            for (int64_t i = 0; i < count; ++i)
                 expand_tiles<F>(data + i * bytes, x.inputs, space + i * steps * tile_numbers);
-                w[i] = space + i * steps * tile_numbers;
-            }
+            tiles = space;
         }
-        const int64_t column = panels.column + 16 * p, rest = panels.columns - 16 * p;
-        const int64_t columns = rest < 16 * pair ? rest : 16 * pair;
-        const uint8_t *next = data + pair * bytes, *end = panels.data + panels.count * bytes;
-        Ahead ahead{next, next + 2 * bytes < end ? next + 2 * bytes : end, share};
+        const uint8_t *next = data + count * bytes, *next_end = next + group * bytes;
+        Ahead ahead{next, next_end < end ? next_end : end, share};
         for (int64_t row = 0; row < x.rows; row += 32) {
             const int64_t left = x.rows - row, first = start_of(x, row), second = left > 16 ? start_of(x, row + 16) : 0;
             const Rows from[2] = {rows_at(x, first), rows_at(x, second)};
-            if (left > 16 && pair == 2) product<2, 2>(w, from, steps, ahead, sums);
-            else if (left > 16) product<2, 1>(w, from, steps, ahead, sums);
-            else if (pair == 2) product<1, 2>(w, from, steps, ahead, sums);
-            else product<1, 1>(w, from, steps, ahead, sums);
-            finish(out, first, x.rows, column, columns, sums);
-            if (left > 16) finish(out, second, x.rows, column, columns, sums + 512);
+            for (int64_t p = 0; p < count; p += 2) {
+                const int64_t pair = p + 1 < count ? 2 : 1, rest = panels.columns - 16 * (g + p);
+                const int64_t column = panels.column + 16 * (g + p), columns = rest < 16 * pair ? rest : 16 * pair;
+                const uint16_t* w = tiles + p * steps * tile_numbers;
+                if (left > 16 && pair == 2) product<2, 2>(w, from, steps, ahead, sums);
+                else if (left > 16) product<2, 1>(w, from, steps, ahead, sums);
+                else if (pair == 2) product<1, 2>(w, from, steps, ahead, sums);
+                else product<1, 1>(w, from, steps, ahead, sums);
+                finish(out, first, x.rows, column, columns, sums);
+                if (left > 16) finish(out, second, x.rows, column, columns, sums + 512);
+            }
         }
     }
 }
@@ -219,6 +240,6 @@ void many_by_tiles(const Panels& p, const Activations& x, const Output& out) { b
 
 } // namespace
 
-const LinearKernels amx_linear{widen, quantize, few, many_by_tiles, tile, 4, 8};
+const LinearKernels amx_linear{widen, quantize, few, many_by_tiles, tile, 4, 16};
 
 } // namespace octavo

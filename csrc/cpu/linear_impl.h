@@ -50,8 +50,13 @@ void widen(const void* x, Number type, int64_t n, float* out) {
     for (; i < n; ++i) out[i] = load_number(x, type, i);
 }
 
-void quantize(const float* x, int64_t inputs, int8_t* q, float* scales, int32_t* sums) {
-    for (int64_t b = 0; b < inputs / 32; ++b) scales[b] = quantize_block(x + 32 * b, q + 32 * b, sums + 2 * b);
+void quantize(const float* x, int64_t inputs, int64_t q_rows, int8_t* q, Rounded* rounded) {
+    for (int64_t b = 0; b < inputs / 32; ++b) {
+        int32_t sums[2];
+        const float scale = quantize_block(x + 32 * b, q + 32 * q_rows * b, sums);
+        const int32_t all = sums[0] + sums[1];
+        rounded[q_rows * b] = {scale, scale * static_cast<float>(all), -all, -sums[0]};
+    }
 }
 
 // ---- blocks of a quantised panel -------------------------------------------------------------------------------------
@@ -117,32 +122,44 @@ inline Int dot_step(Int acc, Bytes u, const int8_t* x) {
 template <Format F, int R>
 inline void few_quantized(const uint8_t* panel, const Activations& x, int64_t row, Vec* total) {
     constexpr int offset = bits_of(F) == 8 ? wide_offset : offset_of(F);
-    const int64_t num_blocks = x.inputs / 32;
+    constexpr int log_offset = offset == 0 ? 0 : offset == 8 ? 3 : offset == 16 ? 4 : offset == 32 ? 5 : 7;
+    static_assert(offset == 0 || offset == 1 << log_offset);
     each_block<F>(panel, x.inputs, [&](const uint8_t* quants, const Scales& scales, int64_t b) {
         const Bytes steps[8] = {step<F, 0>(quants), step<F, 1>(quants), step<F, 2>(quants), step<F, 3>(quants),
                                 step<F, 4>(quants), step<F, 5>(quants), step<F, 6>(quants), step<F, 7>(quants)};
+        const int8_t* q = x.q + (x.q_rows * b + row) * 32;
+        const Rounded* rounded = x.rounded + x.q_rows * b + row;
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const int8_t* q = x.q + (row + r) * x.inputs + 32 * b;
-            const int64_t at = (row + r) * num_blocks + b;
-            const int32_t *sums = x.sums + 2 * at, sum = sums[0] + sums[1];
-            const Vec scale = set(x.scales[at]);
-            // two sums, so that one instruction need not wait for the one before
-            Int first = set_int(-offset * (F == Format::q6_k ? sums[0] : sum));
-            Int second = set_int(F == Format::q6_k ? -offset * sums[1] : 0);
+        for (int r = 0; r < R; ++r, q += 32) {
+            const Rounded& here = rounded[r];
+            const Vec scale = set(here.scale);
+            const auto start = [&](int32_t minus) { return shift_left<log_offset>(set_int(offset == 0 ? 0 : minus)); };
+            if constexpr (F == Format::q6_k) { // two scales
+                Int first = start(here.minus16), second = start(here.minus - here.minus16);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                first = dot_step<F>(first, steps[j], q + 4 * j);
-                second = dot_step<F>(second, steps[j + 4], q + 16 + 4 * j);
-            }
-            if constexpr (F == Format::q6_k) {
-                total[r] = fma(mul(scales.first, scale), to_float(first), total[r]);
-                total[r] = fma(mul(scales.second, scale), to_float(second), total[r]);
+                for (int j = 0; j < 4; ++j) {
+                    first = dot_step<F>(first, steps[j], q + 4 * j);
+                    second = dot_step<F>(second, steps[j + 4], q + 16 + 4 * j);
+                }
+                total[r] = fma(mul(scales.first, to_float(first)), scale, total[r]);
+                total[r] = fma(mul(scales.second, to_float(second)), scale, total[r]);
             } else {
-                total[r] = fma(mul(scales.first, scale), add(to_float(first), to_float(second)), total[r]);
+                Int sum = start(here.minus);
+                if constexpr (R >= 4) { // rows enough that one sum each keeps the units busy
+#pragma GCC unroll 8
+                    for (int j = 0; j < 8; ++j) sum = dot_step<F>(sum, steps[j], q + 4 * j);
+                } else {
+                    Int other = set_int(0);
+#pragma GCC unroll 4
+                    for (int j = 0; j < 4; ++j) {
+                        sum = dot_step<F>(sum, steps[j], q + 4 * j);
+                        other = dot_step<F>(other, steps[j + 4], q + 16 + 4 * j);
+                    }
+                    sum = add(sum, other);
+                }
+                total[r] = fma(mul(scales.first, to_float(sum)), scale, total[r]);
             }
-            if constexpr (has_minimum(F))
-                total[r] = fma(scales.minimum, mul(scale, set(static_cast<float>(sum))), total[r]);
+            if constexpr (has_minimum(F)) total[r] = fma(scales.minimum, set(here.sum), total[r]);
         }
     });
 }
