@@ -11,14 +11,23 @@
 #include <tuple>
 #include <vector>
 
+#include "checksum.h"
 #include "isa.h"
 #include "linear.h"
 #include "packing.h"
+#include "submit.h"
+#include "tape.h"
 #include "threads.h"
 
 namespace nb = nanobind;
 
 namespace octavo {
+
+void bind_attention(nb::module_&);
+void bind_batch(nb::module_&);
+void bind_fused(nb::module_&);
+void bind_sampling(nb::module_&);
+
 namespace {
 
 Format format_of(int number) {
@@ -66,6 +75,23 @@ void pack_from_numbers(int format, uint64_t source, int type, int64_t stride, in
     pack_numbers(f, pointer<const void>(source), number, stride, rows, inputs, pointer<uint8_t>(target));
 }
 
+void pack_as_numbers(int blocks, uint64_t source, int64_t source_bytes, int64_t rows, int64_t inputs, int numbers,
+                     uint64_t target, int64_t target_bytes) {
+    const Format from = format_of(blocks), to = format_of(numbers);
+    if (!is_quantized(from) || is_quantized(to)) throw std::invalid_argument("blocks become numbers");
+    check_shape(from, rows, inputs);
+    if (target_bytes != checked_bytes(numbers, rows, inputs) || source_bytes != rows * ggml_row_bytes(from, inputs))
+        throw std::invalid_argument("sizes do not fit the weight");
+    nb::gil_scoped_release release;
+    pack_expanded(from, pointer<const uint8_t>(source), rows, inputs, to, pointer<uint8_t>(target));
+}
+
+uint64_t checksum_of(uint64_t address, int64_t bytes) {
+    if (bytes < 0) throw std::invalid_argument("bytes");
+    nb::gil_scoped_release release;
+    return checksum(pointer<const void>(address), bytes);
+}
+
 using PartTuple = std::tuple<int, int64_t, uint64_t, int64_t>; // format, rows, address, bytes
 
 void make_linear(Linear* self, int64_t inputs, const std::vector<PartTuple>& parts) {
@@ -78,24 +104,34 @@ void make_linear(Linear* self, int64_t inputs, const std::vector<PartTuple>& par
     new (self) Linear(inputs, std::move(made));
 }
 
-// Below this many multiplications a call keeps the interpreter's lock: getting it back can take longer than the call.
-constexpr int64_t short_work = 64 << 20;
-
+// A weight is alive as long as its Python object, which whoever records a tape keeps.
 void apply(const Linear& self, uint64_t x, int type, int64_t x_stride, int64_t rows, uint64_t out, int out_type,
            int64_t out_stride, uint64_t bias, int bias_type) {
     const Output output{pointer<void>(out), number_of(out_type), out_stride, pointer<const void>(bias),
                         number_of(bias_type)};
     const Number number = number_of(type);
-    if (rows * self.inputs() * self.outputs() <= short_work) {
+    submit(rows * self.inputs() * self.outputs(), [&self, x, number, x_stride, rows, output] {
         self.apply(pointer<const void>(x), number, x_stride, rows, output);
-        return;
-    }
-    nb::gil_scoped_release release;
-    self.apply(pointer<const void>(x), number, x_stride, rows, output);
+    }, "linear");
 }
 
 void rows_of(const Linear& self, uint64_t ids, int64_t n, uint64_t out, int type) {
-    self.rows(pointer<const int64_t>(ids), n, pointer<void>(out), number_of(type));
+    const Number number = number_of(type);
+    submit(n * self.inputs(), [&self, ids, n, out, number] {
+        self.rows(pointer<const int64_t>(ids), n, pointer<void>(out), number);
+    }, "embedding");
+}
+
+std::vector<std::tuple<std::string, int64_t, double>> time_tape(const Tape& tape) {
+    std::vector<std::tuple<std::string, int64_t, double>> shares;
+    nb::gil_scoped_release release;
+    for (const Tape::Share& share : tape.run_timed()) shares.emplace_back(share.name, share.calls, share.seconds);
+    return shares;
+}
+
+void run_tape(const Tape& tape) {
+    nb::gil_scoped_release release;
+    tape.run();
 }
 
 } // namespace
@@ -121,9 +157,27 @@ NB_MODULE(_cpu, m) {
     m.def("packed_bytes", &checked_bytes, nb::arg("format"), nb::arg("rows"), nb::arg("inputs"));
     m.def("pack_blocks", &pack_from_blocks);
     m.def("pack_numbers", &pack_from_numbers);
+    m.def("pack_expanded", &pack_as_numbers);
+    m.def("layout", [] { return std::string(OCTAVO_LAYOUT); });
+    m.def("checksum", &checksum_of, nb::arg("address"), nb::arg("bytes"));
+
+    bind_attention(m);
 
     nb::class_<Linear>(m, "Linear")
         .def("__init__", &make_linear, nb::arg("inputs"), nb::arg("parts"))
         .def("apply", &apply)
         .def("rows", &rows_of);
+
+    nb::class_<Tape>(m, "Tape")
+        .def(nb::init<>())
+        .def("start", &Tape::start)
+        .def("stop", &Tape::stop)
+        .def("run", &run_tape)
+        .def("run_timed", &time_tape)
+        .def("clear", &Tape::clear)
+        .def("__len__", &Tape::size);
+
+    bind_fused(m);
+    bind_batch(m);
+    bind_sampling(m);
 }

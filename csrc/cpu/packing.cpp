@@ -1,6 +1,7 @@
 #include "packing.h"
 
 #include <cstring>
+#include <vector>
 
 #include "threads.h"
 
@@ -130,6 +131,32 @@ void pack_block_panel(Format f, const uint8_t* source, int64_t row_bytes, int ro
     }
 }
 
+// What the blocks of a row say.
+void expand_row(Format f, const uint8_t* row, int64_t inputs, float* to) {
+    const int offset = offset_of(f);
+    for (int64_t b = 0; b < inputs / 32; ++b, to += 32) {
+        Block block;
+        float scale[2], minimum = 0;
+        if (has_head(f)) {
+            read_k(f, row + b / 8 * ggml_group_bytes(f), static_cast<int>(b % 8), block);
+            const float d = float_of_f16(block.head[0]);
+            if (f == Format::q6_k) {
+                for (int i = 0; i < 2; ++i) scale[i] = d * static_cast<float>(static_cast<int8_t>(block.small[i]));
+            } else {
+                scale[0] = scale[1] = d * block.small[0];
+                minimum = -(float_of_f16(block.head[1]) * block.small[1]);
+            }
+        } else {
+            read_simple(f, row + b * ggml_group_bytes(f), block);
+            scale[0] = scale[1] = float_of_f16(block.scale[0]);
+            if (has_minimum(f)) minimum = float_of_f16(block.scale[1]);
+        }
+        for (int half = 0; half < 2; ++half)
+            for (int k = 16 * half; k < 16 * half + 16; ++k)
+                to[k] = scale[half] * static_cast<float>(block.q[k] - offset) + minimum;
+    }
+}
+
 void pack_number_panel(Format f, const void* source, Number type, int64_t stride, int rows, int64_t inputs,
                        uint8_t* target) {
     if (rows < panel_rows || inputs % 32) std::memset(target, 0, static_cast<size_t>(panel_bytes(f, inputs)));
@@ -182,6 +209,27 @@ void pack_numbers(Format format, const void* source, Number type, int64_t stride
     each_panel(rows, [&](int64_t panel, int count) {
         const char* from = static_cast<const char*>(source) + panel * panel_rows * stride * size_of(type);
         pack_number_panel(format, from, type, stride, count, inputs, target + panel * bytes);
+    });
+}
+
+void pack_expanded(Format blocks, const uint8_t* source, int64_t rows, int64_t inputs, Format numbers,
+                   uint8_t* target) {
+    const int64_t row_bytes = ggml_row_bytes(blocks, inputs), bytes = panel_bytes(numbers, inputs);
+    parallel_for(padded(rows, panel_rows) / panel_rows, 4, [&](int64_t begin, int64_t end) {
+        std::vector<float> values(static_cast<size_t>(panel_rows * inputs));
+        std::vector<uint16_t> rounded(numbers == Format::bf16 ? values.size() : 0);
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t left = rows - i * panel_rows;
+            const int count = static_cast<int>(left < panel_rows ? left : panel_rows);
+            for (int lane = 0; lane < count; ++lane)
+                expand_row(blocks, source + (i * panel_rows + lane) * row_bytes, inputs, values.data() + lane * inputs);
+            if (numbers == Format::bf16) {
+                for (int64_t k = 0; k < count * inputs; ++k) rounded[k] = bf16_of_float(values[k]);
+                pack_number_panel(numbers, rounded.data(), Number::bf16, inputs, count, inputs, target + i * bytes);
+            } else {
+                pack_number_panel(numbers, values.data(), Number::f32, inputs, count, inputs, target + i * bytes);
+            }
+        }
     });
 }
 

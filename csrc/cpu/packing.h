@@ -80,6 +80,8 @@ void pack_numbers(Format format, const void* source, Number type, int64_t stride
                   uint8_t* target);
 // GGUF blocks [rows, ggml_row_bytes] into panels of their type.
 void pack_blocks(Format format, const uint8_t* source, int64_t rows, int64_t inputs, uint8_t* target);
+// The same blocks as numbers, into f32, f16 or bf16 panels.
+void pack_expanded(Format blocks, const uint8_t* source, int64_t rows, int64_t inputs, Format numbers, uint8_t* target);
 // One row of a panel as numbers: what embeddings need.
 void unpack_row(Format format, const uint8_t* panel, int lane, int64_t inputs, void* target, Number type);
 

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     options = options_from(args)
     serve_options = make_serve_options({name: value for name, value in vars(args).items() if name in serve_rows()})
     setup_logging("INFO")
-    status: int = import_module("octavo.server.run").serve(options, serve_options)
+    status: int = import_module("octavo.server.entry").serve(options, serve_options)
     return status
 
 

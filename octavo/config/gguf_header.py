@@ -16,7 +16,7 @@ from __future__ import annotations
 import mmap
 import struct
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +125,12 @@ def read_header(path: Path) -> GgufHeader:
 
     Raises UnsupportedModel for another format, version or tensor type, WeightError for a file cut off in its head.
     """
+    found = path.stat()
+    return _read_header(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # a start asks several times, and stepping over a vocabulary takes a while
+def _read_header(path: Path, *version: int) -> GgufHeader:
     with path.open("rb") as file:
         magic = file.read(4)
         if magic != MAGIC:

@@ -31,6 +31,21 @@ class Buckets:
         return above if above == num_tokens else self.mixed_tokens[place - 1] if place else 0, above
 
 
+class ExactSizes:
+    """Each size is one of its own, up to `most_tokens`: where a graph costs little, and padding costs work."""
+
+    decode: tuple[int, ...] = ()
+    mixed_rows: tuple[int, ...] = ()
+    mixed_tokens: tuple[int, ...] = ()
+
+    def __init__(self, most_tokens: int = 512) -> None:
+        self._most_tokens = most_tokens
+
+    def fit(self, num_tokens: int, num_rows: int) -> tuple[int, int] | None:
+        """None for a step so large that its graph would save nothing to speak of."""
+        return (num_tokens, num_rows) if num_tokens <= self._most_tokens else None
+
+
 def _least(sizes: Sequence[int], wanted: int) -> int | None:
     return next((size for size in sizes if size >= wanted), None)
 

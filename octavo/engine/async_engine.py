@@ -72,11 +72,13 @@ class AsyncEngine:
         return engine
 
     @classmethod
-    def launch(cls, options: Options, model: Mapping[str, Any] | None = None) -> AsyncEngine:
+    def launch(
+        cls, options: Options, model: Mapping[str, Any] | None = None, supervisor: Supervisor | None = None
+    ) -> AsyncEngine:
         """An engine whose core is a process of its own, which is restarted if it dies. Returns at once: requests wait
         until it is there, `status` says how it is, `until_ready` raises why it cannot be had. `model` is the content
-        of a config.json, in place of `options.model`."""
-        supervisor = Supervisor()
+        of a config.json, in place of `options.model`; `supervisor` has started the process already."""
+        supervisor = supervisor or Supervisor()
         engine = cls.__new__(cls)
         engine._start_process(supervisor)
 

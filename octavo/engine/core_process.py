@@ -23,14 +23,19 @@ from octavo.config import env
 from octavo.config.engine_config import decode_config
 from octavo.core.messages import CoreFacts, Failed, Heartbeat, LaunchCore, Ready, Stop
 from octavo.core.wire import MalformedMessage
+from octavo.engine import torch_import
 from octavo.engine.control import Channel, parent_channel
 from octavo.engine.core_server import CoreServer, open_router
 from octavo.errors import OctavoError
+from octavo.platforms import cpu
 from octavo.platforms.detect import detect
 from octavo.telemetry.log import setup_logging
 from octavo.telemetry.phases import Phases
 
 _log = logging.getLogger(__name__)
+
+# Python alone, which is read while torch's library is mapped.
+_BEFORE_TORCH = ("octavo.scheduler.scheduler", "octavo.cache.manager", "octavo.config.resolve")
 
 
 class Parent:
@@ -76,7 +81,14 @@ def main(arguments: list[str]) -> int:
     parent = Parent(channel, arguments[1])
     started = time.perf_counter()
     phases = Phases()
-    assemble = import_module("octavo.engine.assemble")  # torch: beside the parent, which looks for the model meanwhile
+    if cpu.has_kernels():
+        env.rest_idle_threads()  # here, since torch's threads read it when its library is loaded
+    torch_import.map_library()
+    for name in _BEFORE_TORCH:
+        import_module(name)
+    torch_import.import_torch()  # beside the parent, which looks for the model meanwhile
+    phases.end("torch")
+    assemble = import_module("octavo.engine.assemble")
     phases.end("imports")
     launch = parent.launch.get()
     phases.end("waiting for the configuration")

@@ -180,7 +180,7 @@ class Supervisor(Announced):
             while True:
                 if self._is_stopping:
                     child.channel.send(Stop())
-                    child.end(_STOP_SECONDS)
+                    child.end(_STOP_SECONDS if is_configured else 0.0)  # before that it has nothing to bring to an end
                     return None, "stopped", None
                 if not is_configured and self._config is not None:
                     is_configured = True

@@ -31,6 +31,7 @@ class Form(Protocol):
     its shard; None is all of them."""
 
     dtype: torch.dtype  # that values would have
+    is_filled: bool  # it has all its values, from elsewhere than the checkpoint: tensors are not read
 
     def shape(self, part: int | None) -> tuple[int, ...]:
         """Of the tensor that fills a part."""
@@ -61,7 +62,7 @@ def assign(
     weights: Iterable[WeightSource],
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Copies each tensor to its place, cast to the parameter's dtype, or hands it to the parameter's form.
+    """Copies each tensor to its place, cast to the parameter's dtype, or hands it to the parameter's form if that wants it.
 
     WeightError for a wrong shape or a second tensor for a place, at once; for missing and unexpected tensors, at the
     end. An unexpected tensor is an error because a model that leaves a trained bias or norm out answers wrongly.
@@ -84,7 +85,8 @@ def assign(
         _check_shape(weight.name, shape, weight.shape)
         form: Form | None = getattr(parameter, "form", None)
         if form is not None:
-            form.fill(target.part, weight)
+            if not form.is_filled:
+                form.fill(target.part, weight)
         else:
             tensor = weight.read()
             _check_shape(weight.name, shape, tensor.shape)

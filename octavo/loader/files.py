@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf.constants import GGMLQuantizationType
-from gguf.quants import dequantize
 
 from octavo.config.checkpoint import Checkpoint, read_json
 from octavo.config.gguf_header import BLOCK_TYPES, TensorInfo, read_header, truncated
@@ -71,6 +69,10 @@ class WeightEntry:
             values = self._reorder(values)
         return values + self._offset if self._offset else values
 
+    def release(self) -> None:
+        """Its pages leave this process's memory until they are read again."""
+        self._stored.release(self.nbytes)
+
     def raw(self) -> tuple[np.ndarray, str]:
         """The stored bytes, uint8 [rows, bytes per row], rows in Hugging Face's order, and their type: for kernels
         that compute on quantised blocks. Raises ValueError for a tensor whose values are changed by reading."""
@@ -93,6 +95,12 @@ class _Stored:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self.data, dtype=dtype, count=count, offset=self.offset).reshape(shape)
 
+    def release(self, nbytes: int) -> None:
+        first = -(-self.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = (self.offset + nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if whole > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self.data.madvise(mmap.MADV_DONTNEED, first, whole)
+
     def bytes_of_rows(self, shape: tuple[int, ...], nbytes: int) -> np.ndarray:
         num_rows = prod(shape[:-1])
         return np.frombuffer(self.data, dtype=np.uint8, count=nbytes, offset=self.offset).reshape(num_rows, -1)
@@ -111,7 +119,10 @@ class WeightFiles:
         return sum(entry.nbytes for entry in self._entries)
 
     def __iter__(self) -> Iterator[WeightEntry]:
-        return iter(self._entries)
+        """When the next one is asked for, the pages of the last are let go: whoever still reads it maps them anew."""
+        for entry in self._entries:
+            yield entry
+            entry.release()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -121,6 +132,18 @@ class WeightFiles:
 
     def __exit__(self, *_: object) -> None:
         self._entries = []  # the maps close with their last tensor
+
+
+def weight_files(checkpoint: Checkpoint) -> list[Path]:
+    """The files that the tensors are in, in order. Raises WeightError."""
+    if checkpoint.path is None or checkpoint.format == "config":
+        raise WeightError(f"{checkpoint.source} is a configuration alone: it has no weights to read")
+    if checkpoint.format == "gguf":
+        return [checkpoint.path]
+    index = read_json(checkpoint.path / "model.safetensors.index.json")
+    if index is None:
+        return [_only_file(checkpoint.path)]
+    return [checkpoint.path / name for name in sorted(set(index.get("weight_map", {}).values()))]
 
 
 def open_weights(checkpoint: Checkpoint) -> WeightFiles:
@@ -312,6 +335,10 @@ def _rotary_halves(num_heads: int) -> Callable[[Any], Any]:
 
 def _dequantized(rows: np.ndarray, type_name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """float32 values of quantised rows, uint8 [rows, bytes per row]; a few rows at a time on several threads."""
+    # here, since it loads much that reading a file needs not
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
+
     kind = GGMLQuantizationType[type_name]
     block = _BLOCKS[type_name]
     result = torch.empty(shape, dtype=torch.float32)

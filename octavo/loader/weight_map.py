@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 # What checkpoints carry and no model reads: tables of rotary embeddings, masks.
@@ -67,9 +68,16 @@ def _join(parent: str, module: str) -> str:
     return f"{parent}.{module}" if parent else module
 
 
+@lru_cache(maxsize=1024)
+def _split(rules: tuple[tuple[str, str], ...]) -> list[tuple[list[str], str]]:
+    return sorted(((old.split("."), new) for old, new in rules), key=lambda rule: -len(rule[0]))
+
+
 def _replace(name: str, rules: Mapping[str, str]) -> str:
     """Every rule at most once along the path; what one rule has written is not read by another. Longest match first."""
-    split = sorted(((old.split("."), new) for old, new in rules.items()), key=lambda rule: -len(rule[0]))
+    if not any(old in name for old in rules):
+        return name
+    split = _split(tuple(rules.items()))
     components, out, at = name.split("."), [], 0
     while at < len(components):
         for old, new in split:

@@ -62,3 +62,9 @@ def append_sampled(rows_S: Tensor, token_ids_S: Tensor, tokens: Tensor, length: 
     rows and token_ids int32 or int64; tokens [M, L] int32, length [M] int64, below L where a token comes.
     """
     bound.append_sampled(rows_S, token_ids_S, tokens, length)
+
+
+def mark_bad_rows(hidden_TD: Tensor, row_of_token_T: Tensor, num_rows: int) -> Tensor:
+    """Bool [num_rows]: rows with a token of which some value is not finite. A token whose row is `num_rows` is padding
+    and counts for nothing. hidden of any floating dtype, row_of_token int64."""
+    return bound.mark_bad_rows(hidden_TD, row_of_token_T, num_rows)

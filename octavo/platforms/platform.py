@@ -31,7 +31,7 @@ class Platform:
     instruction_sets: tuple[str, ...]  # that octavo's kernels can use; empty where the question makes no sense
     attention_order: Callable[[Any], tuple[str, ...]]  # AttentionQuery -> names of backends, best first
     op_order: tuple[str, ...]  # implementations of ops, best first; "torch" is always last
-    graphs: Literal["eager", "captured"]
+    graphs: Literal["eager", "captured", "recorded"]
     collectives: str  # torch.distributed's name
     pinned_memory: bool
     streams: bool  # the device works beside the host

@@ -32,7 +32,7 @@ class PackedLinear:
         self.weight = PackedWeight.empty(layer.in_features, parts, layer.device)
         parameter = torch.nn.Parameter(self.weight.data, requires_grad=False)
         parameter.shard = Shard(sizes, layer.weight_shard.dim)  # type: ignore[attr-defined]
-        parameter.form = _PackedForm(self.weight, layer.dtype)  # type: ignore[attr-defined]
+        parameter.form = PackedForm(self.weight, layer.dtype)  # type: ignore[attr-defined]
         layer.register_parameter("weight", parameter)
 
     def apply(self, layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
@@ -45,30 +45,41 @@ class PackedLinear:
         pass
 
 
-class _PackedForm:
+class PackedForm:
     """How a checkpoint's tensors get into a packed parameter; satisfies loader/assign.py's Form."""
 
     def __init__(self, weight: PackedWeight, dtype: torch.dtype) -> None:
-        self._weight, self.dtype = weight, dtype
+        self.weight, self.dtype = weight, dtype
+        self.is_filled = False
+
+    def adopt(self, parameter: torch.nn.Parameter, data: torch.Tensor) -> None:
+        """Takes bytes that were packed before, as they lie."""
+        assert data.shape == self.weight.data.shape and self.weight.handle is None, (data.shape, self.weight.parts)
+        self.weight.data = parameter.data = data
+        self.is_filled = True
 
     def shape(self, part: int | None) -> tuple[int, ...]:
-        rows = self._weight.out_features if part is None else self._weight.parts[part].out_features
-        return rows, self._weight.in_features
+        rows = self.weight.out_features if part is None else self.weight.parts[part].out_features
+        return rows, self.weight.in_features
 
     def fill(self, part: int | None, source: Any) -> None:
-        from octavo.ops.cpu.packing import pack_blocks, pack_numbers  # absent where nothing was compiled
+        from octavo.ops.cpu.packing import pack_blocks, pack_expanded, pack_numbers  # absent where nothing was compiled
 
-        indices = range(len(self._weight.parts)) if part is None else (part,)
-        parts = [self._weight.parts[index] for index in indices]
-        blocks = source.raw()[0] if any(packed.format in BLOCK_LAYOUTS for packed in parts) else None
-        values = source.read() if any(packed.format not in BLOCK_LAYOUTS for packed in parts) else None
+        indices = range(len(self.weight.parts)) if part is None else (part,)
+        stored = getattr(source, "dtype", "")
+        is_blocks = stored in BLOCK_LAYOUTS and can_pack(stored, self.weight.in_features)
+        blocks = source.raw()[0] if is_blocks else None
+        values = None if is_blocks else source.read()
         first = 0
-        for index, packed in zip(indices, parts, strict=True):
+        for index in indices:
+            packed = self.weight.parts[index]
             rows = slice(first, first + packed.out_features)
-            if packed.format in BLOCK_LAYOUTS:
-                assert blocks is not None
-                pack_blocks(blocks[rows], self._weight, index)
+            if blocks is None:
+                assert values is not None and packed.format not in BLOCK_LAYOUTS, packed
+                pack_numbers(values[rows], self.weight, index)
+            elif packed.format in BLOCK_LAYOUTS:
+                assert packed.format == stored, (packed, stored)
+                pack_blocks(blocks[rows], self.weight, index)
             else:
-                assert values is not None
-                pack_numbers(values[rows], self._weight, index)
+                pack_expanded(blocks[rows], stored, self.weight, index)
             first += packed.out_features

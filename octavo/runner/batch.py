@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from octavo.attention.backend import GroupStep, StepContext
-from octavo.core.buckets import Buckets
+from octavo.core.buckets import Buckets, ExactSizes
 from octavo.core.step import StepPlan
 from octavo.ops.batch import build_batch
 from octavo.ops.device import upload_array
@@ -190,7 +190,7 @@ class StaticBatchBuilder:
     """One kernel writes a step into buffers that are made once. Rows of one token come first. Tokens of padding have
     position 0 and a slot below 0, where nothing is written; rows of padding have no tokens and length 0."""
 
-    def __init__(self, table: RowTable, block_size: int, buckets: Buckets, max_tokens: int) -> None:
+    def __init__(self, table: RowTable, block_size: int, buckets: Buckets | ExactSizes, max_tokens: int) -> None:
         self._table, self._block_size, self._buckets = table, block_size, buckets
         self._shapes = _Shapes(table, short_first=True)
         max_rows = len(table.computed)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from octavo.core.step import NewRow, StepPlan, StepResult, TokenMasks
+from octavo.ops.batch import mark_bad_rows
 from octavo.runner.batch import Batch, Builder
 from octavo.runner.extension import BatchExtension
 from octavo.runner.finish import Finish
@@ -86,11 +87,7 @@ class ModelRunner:
         step = batch.step
         self.model.plan(step)
         hidden = self.model.forward(batch.input_ids, step)
-        # any NaN or infinity in a token's state makes its sum one; float32, where a sum of finite states stays finite
-        is_bad = ~torch.isfinite(hidden.sum(-1, dtype=torch.float32))
-        bad_rows = torch.zeros(step.num_rows + 1, dtype=torch.int32, device=hidden.device)  # and one for the padding
-        bad_rows = bad_rows.index_add_(0, batch.row_of_token, is_bad.to(torch.int32))
-        return hidden, bad_rows[:-1] > 0
+        return hidden, mark_bad_rows(hidden, batch.row_of_token, step.num_rows)
 
     @torch.inference_mode()
     def finish(self, step: RunningStep, masks: TokenMasks | None = None) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import stat
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from types import FrameType
@@ -29,25 +27,25 @@ from octavo.server.metrics import router as metrics_router
 from octavo.server.middleware import load_middleware
 from octavo.server.page import router as page_router
 from octavo.server.response_peers import Place, ResponsePeers
+from octavo.server.sockets import address_of
 from octavo.server.state import ServedModel, ServerState, check_parsers
 from octavo.telemetry.recorder import Recorder
 
 logger = logging.getLogger("octavo.server")
 
-_BACKLOG = 2048
 _LAST_WORDS = 5.0  # seconds that streams have to say that they end
 INTERRUPTED = 130
 
 
-def serve(options: Options, serve_options: ServeOptions) -> int:
-    """Until a signal ends it. Returns the exit status. Raises ConfigurationError, and what loading the model raises."""
-    load_middleware(serve_options.middleware)  # what is wrong is said before anything starts
+def serve(options: Options, serve_options: ServeOptions, sock: socket.socket, supervisor: Supervisor) -> int:
+    """Until a signal ends it. The supervisor's process has no configuration yet. Returns the exit status. Raises
+    ConfigurationError, and what loading the model raises."""
+    load_middleware(serve_options.middleware)
     check_tls(serve_options)
     check_parsers(serve_options)
-    with listening(serve_options) as sock:
-        if serve_options.api_server_count > 1:
-            return _serve_from_several(options, serve_options, sock)
-        return serve_socket(lambda: AsyncEngine.launch(options), serve_options, sock)
+    if serve_options.api_server_count > 1:
+        return _serve_from_several(options, serve_options, sock, supervisor)
+    return serve_socket(lambda: AsyncEngine.launch(options, supervisor=supervisor), serve_options, sock)
 
 
 def serve_socket(
@@ -89,7 +87,9 @@ def serve_socket(
     return INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
 
 
-def _serve_from_several(options: Options, serve_options: ServeOptions, sock: socket.socket) -> int:
+def _serve_from_several(
+    options: Options, serve_options: ServeOptions, sock: socket.socket, supervisor: Supervisor
+) -> int:
     """Several processes answer on one socket for one core; this one starts and watches all of them."""
     signals: list[int] = []
     ends: SimpleQueue[None] = SimpleQueue()  # its `put` may interrupt its `get`, as a signal does
@@ -100,7 +100,6 @@ def _serve_from_several(options: Options, serve_options: ServeOptions, sock: soc
 
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, note)
-    supervisor = Supervisor()
     group = None
     try:
         configured = configure(options)
@@ -229,65 +228,6 @@ class Server(uvicorn.Server):
             await asyncio.to_thread(served.result().engine.shutdown)
         await asyncio.sleep(_LAST_WORDS)
         self.force_exit = True
-
-
-@contextlib.contextmanager
-def listening(options: ServeOptions) -> Iterator[socket.socket]:
-    """The bound socket; a Unix socket's file goes when it is left. Raises ConfigurationError."""
-    if options.uds is not None:
-        sock = _unix_socket(options.uds)
-    else:
-        sock = _tcp_socket(options.host or "0.0.0.0", options.port)
-    try:
-        yield sock
-    finally:
-        sock.close()
-        if options.uds is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(options.uds)
-
-
-def _tcp_socket(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise ConfigurationError(f"host {host}: {error.strerror or error}") from None
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ConfigurationError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
-    return sock
-
-
-def _unix_socket(path: str) -> socket.socket:
-    """Takes the place of a socket that nobody listens on, never of a file or of a running server."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode) and not _is_answered(path):
-            os.unlink(path)
-        sock.bind(path)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise ConfigurationError(f"cannot listen on uds {path}: {error.strerror or error}") from None
-    return sock
-
-
-def _is_answered(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(path) == 0
-
-
-def address_of(sock: socket.socket, is_ssl: bool) -> str:
-    name = sock.getsockname()
-    if isinstance(name, str):
-        return f"the socket {name}"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{'https' if is_ssl else 'http'}://{host}:{name[1]}"
 
 
 def _log_as_octavo(options: ServeOptions) -> None:

@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 _PLAIN_INTERVAL = 10.0  # seconds between lines of a progress bar where stderr is no terminal
 
 
@@ -20,8 +18,12 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         super().__init__(sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
+        bars = sys.modules.get("tqdm")
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            if bars is None:
+                print(self.format(record), file=sys.stderr, flush=True)
+            else:
+                bars.tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
 
@@ -48,6 +50,8 @@ class Progress:
         self._plain = enabled
         if enabled and sys.stderr.isatty():
             self._plain = False
+            from tqdm import tqdm  # most starts need none
+
             self._bar = tqdm(
                 total=total,
                 desc=description,

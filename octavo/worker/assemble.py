@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from octavo.attention.select import AttentionSelector
+from octavo.config.checkpoint import Checkpoint
 from octavo.config.engine_config import EngineConfig, ModelConfig
-from octavo.core.buckets import Buckets
+from octavo.config.env import cache_directory, packed_weights_limit
+from octavo.core.buckets import Buckets, ExactSizes
 from octavo.layers.build import BuildContext
 from octavo.layers.stack import CausalLM
 from octavo.loader.dummy import dummy_tensor
-from octavo.loader.files import open_weights
+from octavo.loader.files import open_weights, weight_files
+from octavo.loader.packed_files import PackedFiles, name_of, packed_forms
 from octavo.loader.weight_map import WeightMap
 from octavo.models.registry import model_class
 from octavo.ops import dispatch
@@ -25,12 +30,15 @@ from octavo.runner.graphs import CudaGraphs, EagerGraphs, Graphs
 from octavo.runner.row_table import RowTable
 from octavo.runner.shared_prefix import SharedPrefix
 from octavo.runner.state_copies import StateCopies
+from octavo.runner.tapes import TapedGraphs
 from octavo.sampling.engine_processors import EngineProcessors
 from octavo.sampling.processors import load_classes
 from octavo.sampling.sampler import Sampler
 from octavo.sampling.token_edits import TokenHistory
 from octavo.telemetry.log import progress_bar
 from octavo.worker.paged_cache import PagedCache
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
@@ -56,8 +64,28 @@ def load_weights(config: EngineConfig, model: CausalLM, device: torch.device) ->
         else:
             with open_weights(model_config.checkpoint) as weights:
                 description = f"loading {model_config.checkpoint.name}"
-                with progress_bar(total=weights.total_bytes, description=description, unit="B") as bar:
+                with (
+                    progress_bar(total=weights.total_bytes, description=description, unit="B") as bar,
+                    _kept_weights(model_config.checkpoint, model),
+                ):
                     model.load(weights, bar.advance)
+
+
+@contextmanager
+def _kept_weights(checkpoint: Checkpoint, model: CausalLM) -> Iterator[None]:
+    """Within it, packed weights of an earlier start are in their places; those that were not are kept for a later."""
+    parameters, limit = dict(model.named_parameters()), packed_weights_limit()
+    if limit == 0 or not packed_forms(parameters):
+        yield
+        return
+    files = PackedFiles(cache_directory() / "packed", limit)
+    name = name_of(weight_files(checkpoint), parameters, model.expected_weights())
+    num_bytes = files.take(name, parameters)
+    if num_bytes:
+        logger.info("%d MiB of packed weights are mapped from %s", num_bytes >> 20, files.directory)
+    yield
+    if not num_bytes:
+        files.put(name, parameters)
 
 
 def build_skeleton(config: EngineConfig, platform: Platform) -> tuple[CausalLM, AttentionSelector]:
@@ -119,19 +147,26 @@ def build_steps(
     config: EngineConfig, platform: Platform, model: CausalLM, table: RowTable, block_size: int
 ) -> tuple[Builder, Graphs]:
     """How a step becomes tensors, and how its forward runs."""
-    buckets = choose_buckets(config, platform, model)
-    if buckets is None:
+    if not _takes_static_steps(platform, model):
         return BatchBuilder(table, block_size), EagerGraphs()
-    builder = StaticBatchBuilder(table, block_size, buckets, config.scheduler.max_num_batched_tokens)
-    return builder, CudaGraphs(table.computed.device)
+    most_tokens = config.scheduler.max_num_batched_tokens
+    if platform.graphs == "recorded":
+        return StaticBatchBuilder(table, block_size, ExactSizes(), most_tokens), TapedGraphs()
+    buckets = choose_buckets(config, platform, model)
+    assert buckets is not None
+    return StaticBatchBuilder(table, block_size, buckets, most_tokens), CudaGraphs(table.computed.device)
 
 
 def choose_buckets(config: EngineConfig, platform: Platform, model: CausalLM) -> Buckets | None:
-    """The sizes that steps are padded to, once caches are bound; None where they are not. Padding needs cache writes
-    that leave it out."""
-    if platform.graphs == "eager" or not model.is_capturable or not dispatch.is_specialised("rope_and_write"):
+    """The sizes that steps are padded to, once caches are bound; None where they are not."""
+    if platform.graphs != "captured" or not _takes_static_steps(platform, model):
         return None
     return Buckets(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
+
+
+def _takes_static_steps(platform: Platform, model: CausalLM) -> bool:
+    """Whether steps may lie in buffers that stay, and be padded: it needs cache writes that leave padding out."""
+    return platform.graphs != "eager" and model.is_capturable and dispatch.is_specialised("rope_and_write")
 
 
 class _DummyWeight:

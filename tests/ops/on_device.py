@@ -11,13 +11,14 @@ from octavo.ops import dispatch
 from octavo.ops.state_rows import StateRows
 
 IS_INTERPRETED = not torch.cuda.is_available()
+ON_HOST = (dispatch.SPECIFICATION, "cpu")  # implementations that neither need a GPU nor an interpreter
 
 
 def implementation_of(op: str, implementation: str) -> Callable[..., Any]:
-    """One function of the op table. With a GPU, arguments of all but the specification go there, storage by storage,
-    so that views stay views, and come back with what was written to them, as do the results."""
+    """One function of the op table. With a GPU, arguments of all but those on the host go there, storage by storage, so
+    that views stay views, and come back with what was written to them, as do the results."""
     function = dispatch.implementation_of(op, implementation)
-    return function if IS_INTERPRETED or implementation == dispatch.SPECIFICATION else on_gpu(function)
+    return function if IS_INTERPRETED or implementation in ON_HOST else on_gpu(function)
 
 
 def on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:

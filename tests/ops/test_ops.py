@@ -332,6 +332,21 @@ def test_append_sampled(implementation: str) -> None:
     assert tokens[tokens > 0].tolist() == [2**31 - 1, 90, 70]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@each("mark_bad_rows")
+def test_mark_bad_rows(implementation: str, dtype: torch.dtype) -> None:
+    """One value of a token is enough, wherever it is; of padding it is not."""
+    row_of_token = torch.tensor([0, 1, 1, 1, 2, 4, 5, 5])
+    for place in (0, 15, 16, 40):
+        for value in (math.nan, math.inf, -math.inf):
+            hidden = random(8, 50, dtype=dtype)[:, 3:44]
+            run = implementation_of("mark_bad_rows", implementation)
+            assert run(hidden, row_of_token, 5).tolist() == [False] * 5
+            hidden[2, place] = hidden[5, place] = hidden[6, place] = value
+            assert run(hidden, row_of_token, 5).tolist() == [False, True, False, False, True]
+    assert implementation_of("mark_bad_rows", implementation)(hidden[:0], row_of_token[:0], 2).tolist() == [False] * 2
+
+
 @pytest.mark.parametrize("soft_cap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 1, 18])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "size"), [(2, 2, 8), (6, 2, 16)])

@@ -14,7 +14,7 @@ from scipy import stats
 from octavo.core.params import SamplingParams
 from octavo.ops import dispatch
 from octavo.sampling.sampler import Sampler
-from tests.ops.on_device import IS_INTERPRETED
+from tests.ops.on_device import IS_INTERPRETED, ON_HOST
 from tests.ops.test_sampling import chosen_by_sorting
 
 VOCAB_SIZE = 24
@@ -96,8 +96,8 @@ def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> tuple[float, in
 def test_draws_follow_the_processed_distribution(implementation: str) -> None:
     torch.manual_seed(21)
     logits = torch.randn(VOCAB_SIZE) * 1.5
-    is_slow = IS_INTERPRETED and implementation != "torch"
-    device = "cpu" if IS_INTERPRETED or implementation == "torch" else "cuda"
+    is_slow = IS_INTERPRETED and implementation not in ON_HOST
+    device = "cpu" if IS_INTERPRETED or implementation in ON_HOST else "cuda"
     if is_slow:
         sizes = [
             next((size for name, size in INTERPRETED_WITH.items() if name in fields), 0) for fields in COMBINATIONS

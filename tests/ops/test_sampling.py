@@ -20,7 +20,7 @@ from transformers.generation.logits_process import (
 from octavo.ops import dispatch
 from octavo.ops import sampling as ops
 from octavo.ops.torch.sampling import BLOCK, CANDIDATES
-from tests.ops.on_device import IS_INTERPRETED, implementation_of
+from tests.ops.on_device import IS_INTERPRETED, ON_HOST, implementation_of
 
 OPS = (
     "apply_bitmask",
@@ -34,7 +34,7 @@ OPS = (
     "sample",
     "token_ranks",
 )
-IMPLEMENTATIONS = [name for name in dispatch.present()["sample"] if name == "torch" or not IS_INTERPRETED]
+IMPLEMENTATIONS = [name for name in dispatch.present()["sample"] if name in ON_HOST or not IS_INTERPRETED]
 NUM_DRAWS = 100_000
 
 
@@ -54,7 +54,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 def is_slow(implementation: str) -> bool:
     """A program of a kernel takes the interpreter up to 0.1 s."""
-    return IS_INTERPRETED and implementation != "torch"
+    return IS_INTERPRETED and implementation not in ON_HOST
 
 
 def many(test: Callable[..., None]) -> Callable[..., None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octavo.ops.torch.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from octavo.ops.torch.attention import paged_attention
-from octavo.ops.torch.batch import append_sampled, build_batch
+from octavo.ops.torch.batch import append_sampled, build_batch, mark_bad_rows
 from octavo.ops.torch.cache import write_kv
 from octavo.ops.torch.linear import linear, linear_packed, rows_packed
 from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
@@ -41,6 +41,7 @@ OPS = {
         linear,
         linear_packed,
         log_mass,
+        mark_bad_rows,
         mask_truncated,
         paged_attention,
         rms_norm,

@@ -14,6 +14,7 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     block_size, num_kv_heads = cache.shape[2], cache.shape[3]
     group_size = q_TNH.shape[1] // num_kv_heads
@@ -36,6 +37,9 @@ def paged_attention(
         seen = at <= query_at
         if window is not None:
             seen &= at > query_at - window
-        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        scores = scores.masked_fill(~seen, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, end - begin, 1)), -1)
+        weights = scores.softmax(-1)[..., : length - low]
         out[begin:end] = torch.einsum("ntl,lnh->tnh", weights, v_LNH).to(out.dtype)
     return out

@@ -1,4 +1,4 @@
-"""A step's tensors in torch. Sizes depend on values: waits for the device."""
+"""A step's tensors in torch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def build_batch(
     slots: Sequence[Tensor],
     gathered: Sequence[Tensor],
 ) -> None:
+    """Sizes depend on values: waits for the device."""
     counts = counts_R.long()
     num_rows, num_tokens = int((counts > 0).sum()), int(counts.sum())
     rows, counts = rows_R[:num_rows].long(), counts[:num_rows]
@@ -54,7 +55,15 @@ def build_batch(
 
 
 def append_sampled(rows_S: Tensor, token_ids_S: Tensor, tokens: Tensor, length: Tensor) -> None:
+    """The same."""
     is_real = rows_S >= 0
     rows, token_ids = rows_S[is_real].long(), token_ids_S[is_real]
     tokens[rows, length[rows]] = token_ids.to(tokens.dtype)
     length[rows] += 1
+
+
+def mark_bad_rows(hidden_TD: Tensor, row_of_token_T: Tensor, num_rows: int) -> Tensor:
+    # any NaN or infinity in a token's state makes its sum one; float32, where a sum of finite states stays finite
+    is_bad_T = ~torch.isfinite(hidden_TD.sum(-1, dtype=torch.float32))
+    num_bad = torch.zeros(num_rows + 1, dtype=torch.int32, device=hidden_TD.device)  # and one for the padding
+    return num_bad.index_add_(0, row_of_token_T, is_bad_T.to(torch.int32))[:-1] > 0

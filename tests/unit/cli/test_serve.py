@@ -14,7 +14,7 @@ from octavo.cli import main as cli
 from octavo.cli import serve
 from octavo.config.serve_options import ServeOptions, make_serve_options, serve_rows
 from octavo.errors import ConfigurationError
-from octavo.server.run import listening
+from octavo.server.sockets import listening
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return 0
 
     def load(name: str) -> Any:
-        return SimpleNamespace(serve=take) if name == "octavo.server.run" else __import__(name)
+        return SimpleNamespace(serve=take) if name == "octavo.server.entry" else __import__(name)
 
     monkeypatch.setattr(serve, "import_module", load)
     return state

@@ -1,0 +1,244 @@
+// Attention with AMX: tiles of 16 queries multiply bf16, and all else is as with AVX-512.
+//
+//   products [16 keys][16 queries] = keys [16][32 dims] x queries [32 dims][16], in pairs of dims
+//   values   [16 dims][16 queries] += values [16 dims][32 keys] x weights [32 keys][16 queries], in pairs of keys
+//
+// So a lane is a query everywhere, maxima and sums need no shuffles, and weights come out in the order in which they are
+// multiplied. Keys are copied into tiles and values turned once for all queries of a piece.
+#include "vec_avx512.h"
+
+#include "attention_lanes_avx512.h"
+
+#include "attention_impl.h"
+
+namespace octavo {
+namespace {
+
+constexpr int64_t tile_numbers = 16 * 32; // bf16 in a tile of 1 KB
+constexpr int64_t block_keys = 128;       // that pass at a time
+
+// Eight tiles of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 the first operand, 6 the second.
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+class TileRegisters { // of this thread, while it lives
+  public:
+    TileRegisters() {
+        const TileConfig config;
+        // gcc's intrinsic tells the compiler of 8 of the 64 bytes only; "memory" tells it of all
+        asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
+    }
+    ~TileRegisters() { _tile_release(); }
+};
+
+// Stores before it are made before tiles are loaded after it.
+inline void finish_stores() { asm volatile("" : : : "memory"); }
+
+inline __mmask32 mask_of(int64_t count) { return count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1; }
+
+// Up to 32 numbers from d on, and zeros.
+inline __m512i load_dims(const void* row, int64_t d, int64_t head_dim) {
+    return _mm512_maskz_loadu_epi16(mask_of(head_dim - d), static_cast<const uint16_t*>(row) + d);
+}
+
+// Queries of a tile as [steps][16 pairs of dims][16 queries][2].
+inline void put_queries(const Attention& a, const Piece& piece, int64_t head, int64_t t, uint16_t* out) {
+    for (int64_t d = 0; d < a.head_dim; d += 32, out += tile_numbers) {
+        __m512i rows[16];
+        for (int64_t i = 0; i < 16; ++i) {
+            const int64_t query = 16 * t + i;
+            rows[i] = query >= piece.queries
+                          ? _mm512_setzero_si512()
+                          : load_dims(query_of(a, piece, head, piece.query + query), d, a.head_dim);
+        }
+        transpose(rows);
+        for (int64_t i = 0; i < 16; ++i) _mm512_storeu_si512(out + 32 * i, rows[i]);
+    }
+}
+
+// Keys as [count / 16][steps][16][32]; those beyond count, to a multiple of 32, are zero.
+inline void put_keys(const char* k, const int64_t* at, int64_t count, int64_t head_dim, int64_t steps, uint16_t* out) {
+    for (int64_t i = 0; i < round_up(count, 32); ++i)
+        for (int64_t s = 0; s < steps; ++s)
+            _mm512_storeu_si512(out + ((i / 16 * steps + s) * 16 + i % 16) * 32,
+                                i < count ? load_dims(k + at[i], 32 * s, head_dim) : _mm512_setzero_si512());
+}
+
+// Values as [count / 32][dims / 16][16 dims][32 keys].
+inline void put_values(const char* v, const int64_t* at, int64_t count, int64_t head_dim, int64_t dims, uint16_t* out) {
+    for (int64_t first = 0; first < count; first += 32, out += dims * 32) {
+        for (int64_t d = 0; d < dims; d += 32) {
+            __m512i low[16], high[16]; // pairs of keys; of each 8 dims, the lower and the upper 4
+            for (int64_t j = 0; j < 16; ++j) {
+                const int64_t i = first + 2 * j;
+                const __m512i a = i < count ? load_dims(v + at[i], d, head_dim) : _mm512_setzero_si512();
+                const __m512i b = i + 1 < count ? load_dims(v + at[i + 1], d, head_dim) : _mm512_setzero_si512();
+                low[j] = _mm512_unpacklo_epi16(a, b), high[j] = _mm512_unpackhi_epi16(a, b);
+            }
+            transpose(low), transpose(high);
+            for (int64_t e = 0; e < 16; ++e) {
+                const int64_t dim = d + e / 4 * 8 + e % 4;
+                if (dim < dims) _mm512_storeu_si512(out + dim * 32, low[e]);
+                if (dim + 4 < dims) _mm512_storeu_si512(out + (dim + 4) * 32, high[e]);
+            }
+        }
+    }
+}
+
+// Products of M times 16 keys with a tile of queries.
+template <int M>
+inline void multiply_keys(const uint16_t* k, const uint16_t* q, int64_t steps, float* out) {
+    _tile_zero(0);
+    if (M > 1) _tile_zero(1);
+    if (M > 2) _tile_zero(2);
+    if (M > 2) _tile_zero(3);
+    const int64_t next = steps * tile_numbers;
+    for (int64_t s = 0; s < steps; ++s, k += tile_numbers) {
+        _tile_loadd(6, q + s * tile_numbers, 64);
+        _tile_loadd(4, k, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (M > 1) {
+            _tile_loadd(5, k + next, 64);
+            _tile_dpbf16ps(1, 5, 6);
+        }
+        if (M > 2) {
+            _tile_loadd(4, k + 2 * next, 64);
+            _tile_dpbf16ps(2, 4, 6);
+            _tile_loadd(5, k + 3 * next, 64);
+            _tile_dpbf16ps(3, 5, 6);
+        }
+    }
+    _tile_stored(0, out, 64);
+    if (M > 1) _tile_stored(1, out + 256, 64);
+    if (M > 2) _tile_stored(2, out + 512, 64);
+    if (M > 2) _tile_stored(3, out + 768, 64);
+}
+
+// Adds weighted values of M times 16 dims.
+template <int M>
+inline void add_values(const uint16_t* v, const uint16_t* weights, int64_t steps, int64_t dims, float* out) {
+    _tile_loadd(0, out, 64);
+    if (M > 1) _tile_loadd(1, out + 256, 64);
+    if (M > 2) _tile_loadd(2, out + 512, 64);
+    if (M > 2) _tile_loadd(3, out + 768, 64);
+    for (int64_t s = 0; s < steps; ++s, v += dims * 32) {
+        _tile_loadd(6, weights + s * tile_numbers, 64);
+        _tile_loadd(4, v, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (M > 1) {
+            _tile_loadd(5, v + tile_numbers, 64);
+            _tile_dpbf16ps(1, 5, 6);
+        }
+        if (M > 2) {
+            _tile_loadd(4, v + 2 * tile_numbers, 64);
+            _tile_dpbf16ps(2, 4, 6);
+            _tile_loadd(5, v + 3 * tile_numbers, 64);
+            _tile_dpbf16ps(3, 5, 6);
+        }
+    }
+    _tile_stored(0, out, 64);
+    if (M > 1) _tile_stored(1, out + 256, 64);
+    if (M > 2) _tile_stored(2, out + 512, 64);
+    if (M > 2) _tile_stored(3, out + 768, 64);
+}
+
+// Pairs of bf16, lane by lane; to nearest, and NaN of other bf16 stays NaN.
+inline __m512i pair_of(__m512 a, __m512 b) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i low = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(a), half), 16);
+    const __m512i high = _mm512_add_epi32(_mm512_castps_si512(b), half);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int>(0xffff0000)), high, low, 0xca); // high, else low
+}
+
+// Weights of a tile from its products, in pairs of keys, and their sums.
+inline void weigh(const Attention& a, const Tile& tile, int64_t dims, const Span& span, float* products,
+                  uint16_t* weights) {
+    const Vec scale = set(exponent_scale(a)), maxima = negative(settle(a, tile, dims, span, products));
+    Vec sum = load(tile.sums), other = set(0);
+    for (int64_t k = span.low; k < span.high; k += 2) {
+        const Vec first = short_exp2(fma(load(products + 16 * k), scale, maxima));
+        const Vec second = short_exp2(fma(load(products + 16 * k + 16), scale, maxima));
+        sum = add(sum, first), other = add(other, second);
+        _mm512_storeu_si512(weights + 16 * k, pair_of(first.v, second.v));
+    }
+    store(tile.sums, add(sum, other));
+}
+
+void tiles_of_bf16(const Attention& a, const Piece& piece) {
+    const int64_t steps = round_up(a.head_dim, 32) / 32, dims = round_up(a.head_dim, 16);
+    Space space;
+    Tiles tiles;
+    tiles.reserve(space, piece, dims);
+    const int64_t q_at = space.reserve<uint16_t>(tiles.count * steps * tile_numbers);
+    const int64_t k_at = space.reserve<uint16_t>(block_keys / 16 * steps * tile_numbers);
+    const int64_t v_at = space.reserve<uint16_t>(block_keys * dims);
+    const int64_t products_at = space.reserve<float>(2 * block_keys * 16);
+    const int64_t weights_at = space.reserve<uint16_t>(block_keys * 16);
+    space.allocate();
+    tiles.start(space, a, piece);
+    uint16_t *q = space.at<uint16_t>(q_at), *k = space.at<uint16_t>(k_at), *v = space.at<uint16_t>(v_at);
+    uint16_t* weights = space.at<uint16_t>(weights_at);
+    float* products = space.at<float>(products_at);
+    const TileRegisters registers;
+    for (int64_t head = piece.head; head < piece.head + piece.heads; ++head) {
+        tiles.clear(a, piece, head);
+        for (int64_t t = 0; t < tiles.count; ++t) put_queries(a, piece, head, t, q + t * steps * tile_numbers);
+        for (int64_t key = piece.key; key < piece.key_end; key += block_keys) {
+            const int64_t count = least(block_keys, piece.key_end - key);
+            int64_t at[block_keys];
+            find_keys(a, piece, key, count, at);
+            const char* from = keys_of(a, head);
+            put_keys(from, at, count, a.head_dim, steps, k);
+            put_values(from + 2 * a.kv, at, count, a.head_dim, dims, v);
+            finish_stores();
+            // The products of a tile are under way while the weights of the one before are made.
+            const auto multiply = [&](int64_t t, const Span& span, float* out) {
+                const uint16_t* here = q + t * steps * tile_numbers;
+                int64_t i = span.low / 16;
+                for (; i + 4 <= span.high / 16; i += 4)
+                    multiply_keys<4>(k + i * steps * tile_numbers, here, steps, out + 256 * i);
+                if (i < span.high / 16) multiply_keys<2>(k + i * steps * tile_numbers, here, steps, out + 256 * i);
+            };
+            const auto add = [&](int64_t t, const Span& span, float* scores) {
+                const Tile tile = tiles(a, piece, t);
+                weigh(a, tile, dims, span_of(a, tile, key, span), scores, weights);
+                finish_stores();
+                const int64_t first = span.low / 32, number = (span.high - span.low) / 32;
+                const uint16_t *from_v = v + first * dims * 32, *from_weights = weights + first * tile_numbers;
+                int64_t d = 0;
+                for (; d + 64 <= dims; d += 64)
+                    add_values<4>(from_v + d * 32, from_weights, number, dims, tile.values + d * 16);
+                for (; d + 32 <= dims; d += 32)
+                    add_values<2>(from_v + d * 32, from_weights, number, dims, tile.values + d * 16);
+                if (d < dims) add_values<1>(from_v + d * 32, from_weights, number, dims, tile.values + d * 16);
+            };
+            int64_t before = -1;
+            Span span_before{};
+            for (int64_t t = 0; t < tiles.count; ++t) {
+                const Tile tile = tiles(a, piece, t);
+                const Span span = span_of(a, piece, tile, tile, key, count, 32);
+                if (span.low >= span.high) continue;
+                multiply(t, span, products + t % 2 * block_keys * 16);
+                if (before >= 0) add(before, span_before, products + before % 2 * block_keys * 16);
+                before = t, span_before = span;
+            }
+            if (before >= 0) add(before, span_before, products + before % 2 * block_keys * 16);
+        }
+        tiles.finish(a, piece, head);
+    }
+}
+
+void tiles(const Attention& a, const Piece& piece) {
+    const bool is_short = a.q_type == Number::bf16 && a.cache_type == Number::bf16;
+    (is_short ? tiles_of_bf16 : tiles_of_floats)(a, piece);
+}
+
+} // namespace
+
+const AttentionKernels amx_attention{stream, tiles, merge, 8, 4, true};
+
+} // namespace octavo

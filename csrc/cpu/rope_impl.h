@@ -1,0 +1,112 @@
+// Heads on their way to attention and the cache, over the 16 lanes of lanes_*.h.
+#pragma once
+
+#include "norm_impl.h"
+
+namespace octavo {
+namespace {
+
+template <Number N>
+inline const void* head_of(const Heads& heads, int64_t token, int64_t head) {
+    return at<N>(heads.data, token * heads.token_stride + head * heads.head_stride);
+}
+
+// Where a head goes; part 0 are keys, 1 values.
+template <Number C>
+inline void* place_of(const Pages& pages, int64_t slot, int64_t part, int64_t head) {
+    const int64_t block = slot / pages.block_size, offset = slot % pages.block_size;
+    return at<C>(pages.data, block * pages.block_stride + part * pages.part_stride + offset * pages.token_stride +
+                                 head * pages.head_stride);
+}
+
+template <Number N, Number C>
+inline void copy(const void* from, void* to, int64_t n) {
+    if constexpr (N == C) std::memcpy(to, from, static_cast<size_t>(n * bytes_of<N>));
+    else each_vector(n, [&](int64_t i, int64_t count) { put<C>(to, i, get<N>(from, i, count), count); });
+}
+
+// One head, normed where there is a weight, and turned: pairs (i, i + rotated / 2) by the angles of its position. What
+// is stored as C was rounded to N before.
+template <Number N, Number C>
+inline void turn(const RopeCall& c, const void* x, const void* norm, const float* cos_sin, void* out) {
+    const int64_t size = c.write.size, half = c.rotated / 2;
+    Vec scale = set(1);
+    if (norm != nullptr) {
+        const float sum = sum_of_squares(size, [&](int64_t i, int64_t count) { return get<N>(x, i, count); });
+        scale = set(inverse_root(sum, size, c.eps));
+    }
+    const auto value = [&](int64_t i, int64_t count) {
+        const Vec plain = get<N>(x, i, count);
+        if (norm == nullptr) return plain;
+        return rounded<N>(weighted<N>(mul(plain, scale), get<N>(norm, i, count), c.weight_offset));
+    };
+    each_vector(half, [&](int64_t i, int64_t count) {
+        const Vec cos = get<Number::f32>(cos_sin, i, count), sin = get<Number::f32>(cos_sin, half + i, count);
+        const Vec first = value(i, count), second = value(half + i, count);
+        put<C>(out, i, rounded<N>(fma(negative(second), sin, mul(first, cos))), count);
+        put<C>(out, half + i, rounded<N>(fma(first, sin, mul(second, cos))), count);
+    });
+    each_vector(size - 2 * half, [&](int64_t i, int64_t count) {
+        put<C>(out, 2 * half + i, rounded<N>(value(2 * half + i, count)), count);
+    });
+}
+
+// Template<type of the rows, type of the cache>::run(...)
+template <template <Number, Number> class Template, Number N, class... Args>
+inline void by_second_number(Number type, Args&&... args) {
+    switch (type) {
+    case Number::f32: Template<N, Number::f32>::run(args...); break;
+    case Number::f16: Template<N, Number::f16>::run(args...); break;
+    default: Template<N, Number::bf16>::run(args...);
+    }
+}
+
+template <template <Number, Number> class Template, class... Args>
+inline void by_two_numbers(Number type, Number other, Args&&... args) {
+    switch (type) {
+    case Number::f32: by_second_number<Template, Number::f32>(other, args...); break;
+    case Number::f16: by_second_number<Template, Number::f16>(other, args...); break;
+    default: by_second_number<Template, Number::bf16>(other, args...);
+    }
+}
+
+template <Number N, Number C> struct WriteKv {
+    static void run(const WriteCall& c, int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+            const int64_t slot = c.slots[t];
+            if (slot < 0) continue;
+            for (int64_t head = 0; head < c.k.count; ++head) {
+                copy<N, C>(head_of<N>(c.k, t, head), place_of<C>(c.pages, slot, 0, head), c.size);
+                copy<N, C>(head_of<N>(c.v, t, head), place_of<C>(c.pages, slot, 1, head), c.size);
+            }
+        }
+    }
+};
+
+template <Number N, Number C> struct RopeAndWrite {
+    static void run(const RopeCall& c, int64_t begin, int64_t end) {
+        const WriteCall& w = c.write;
+        for (int64_t t = begin; t < end; ++t) {
+            const float* cos_sin = c.cos_sin + c.positions[t] * c.table_stride;
+            for (int64_t head = 0; head < c.q.count; ++head)
+                turn<N, N>(c, head_of<N>(c.q, t, head), c.q_norm, cos_sin,
+                           at<N>(c.out, (t * c.q.count + head) * w.size));
+            const int64_t slot = w.slots[t];
+            if (slot < 0) continue;
+            for (int64_t head = 0; head < w.k.count; ++head) {
+                turn<N, C>(c, head_of<N>(w.k, t, head), c.k_norm, cos_sin, place_of<C>(w.pages, slot, 0, head));
+                copy<N, C>(head_of<N>(w.v, t, head), place_of<C>(w.pages, slot, 1, head), w.size);
+            }
+        }
+    }
+};
+
+void write_kv(const WriteCall& c, int64_t begin, int64_t end) {
+    by_two_numbers<WriteKv>(c.type, c.pages.type, c, begin, end);
+}
+void rope_and_write(const RopeCall& c, int64_t begin, int64_t end) {
+    by_two_numbers<RopeAndWrite>(c.write.type, c.write.pages.type, c, begin, end);
+}
+
+} // namespace
+} // namespace octavo

@@ -1,0 +1,4 @@
+#include <nanobind/nanobind.h>
+namespace octavo {
+void bind_sampling(nanobind::module_&) {}
+}
