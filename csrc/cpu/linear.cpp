@@ -102,7 +102,21 @@ Linear::Linear(int64_t inputs, std::vector<Part> parts) : inputs_(inputs), parts
     }
 }
 
+bool Linear::is_gated() const {
+    return parts_.size() == 2 && parts_[0].rows == parts_[1].rows && parts_[0].format == parts_[1].format;
+}
+
 void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out) const {
+    run(x, type, x_stride, rows, out, false);
+}
+
+void Linear::apply_gated(const void* x, Number type, int64_t x_stride, int64_t rows, Output out) const {
+    if (!is_gated()) throw std::invalid_argument("a gated product has two parts of one size and format");
+    out.up_bias = parts_[0].rows;
+    run(x, type, x_stride, rows, out, true);
+}
+
+void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out, bool is_gated) const {
     if (rows <= 0) return;
     const LinearKernels& kernel = kernels();
     const bool is_plain = type == Number::bf16 && inputs_ % 32 == 0 && kernel.tile != nullptr; // tiles as they are
@@ -152,7 +166,7 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
     // Panels of all parts in a row, in pairs where rows are many; rows in pieces that stay in a cache.
     const int64_t row_bytes = a.stride * (kernel.tile != nullptr ? 2 : 4);
     const int64_t chunk = any_many ? most(32, rows_bytes / row_bytes / 32 * 32) : rows;
-    const Shares shares(num_panels_, num_threads());
+    const Shares shares(is_gated ? num_panels_ / 2 : num_panels_, num_threads());
     for (int64_t first = 0; first < rows; first += chunk) {
         Activations here = a;
         here.rows = least(chunk, rows - first);
@@ -169,8 +183,9 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
                 const int64_t count = padded(part.rows, panel_rows) / panel_rows;
                 const int64_t from = most(begin - panel, 0), until = least(end - panel, count);
                 if (from < until) {
-                    Panels panels{part.format, part.data + from * panel_bytes(part.format, inputs_), until - from,
-                                  column + from * panel_rows, part.rows - from * panel_rows};
+                    const int64_t skipped = from * panel_bytes(part.format, inputs_);
+                    Panels panels{part.format, part.data + skipped, until - from, column + from * panel_rows,
+                                  part.rows - from * panel_rows, is_gated ? parts_[1].data + skipped : nullptr};
                     (is_few(part.format) ? kernel.few : kernel.many)(panels, here, to);
                 }
                 panel += count, column += part.rows;

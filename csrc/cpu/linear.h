@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "fused.h"
 #include "numbers.h"
 #include "packing.h"
 
@@ -17,6 +18,7 @@ struct Panels {
     int64_t count;   // of panels
     int64_t column;  // of the first output
     int64_t columns; // outputs that are really there; the last panel may have fewer than 16
+    const uint8_t* up; // as many panels, which what an activation makes of the others' outputs multiplies; or null
 };
 
 // What belongs to 32 inputs of a row in 8 bits, x = scale * q.
@@ -47,6 +49,8 @@ struct Output {
     int64_t stride;   // between rows
     const void* bias; // may be null; one for each column
     Number bias_type;
+    Activation activation; // where panels have others for up, whose bias is `up_bias` further
+    int64_t up_bias;
 };
 
 // One instruction set's kernels.
@@ -87,10 +91,15 @@ class Linear {
 
     // out[rows, outputs] = x[rows, inputs] W^T + bias; rows of x are x_stride apart.
     void apply(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out) const;
+    // out[rows, outputs / 2] = activation(gate) * up, [gate, up] being what apply gives; for two parts that are alike.
+    bool is_gated() const;
+    void apply_gated(const void* x, Number type, int64_t x_stride, int64_t rows, Output out) const;
     // out[n, inputs] = W[ids]; throws std::out_of_range.
     void rows(const int64_t* ids, int64_t n, void* out, Number type) const;
 
   private:
+    void run(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out, bool is_gated) const;
+
     int64_t inputs_, outputs_ = 0, num_panels_ = 0;
     std::vector<Part> parts_;
 };

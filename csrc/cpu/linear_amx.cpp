@@ -1,6 +1,6 @@
 // Linear layers with AMX: few rows as with AVX-512; many as tiles of bf16, quantised weights expanded a few panels at a
 // time, so that what is expanded stays in the second-level cache while the rows pass.
-#include "vec_avx512.h"
+#include "lanes_avx512.h"
 
 #include "linear_impl.h"
 
@@ -182,17 +182,18 @@ inline int64_t start_of(const Activations& x, int64_t row) {
 struct Ahead {
     const uint8_t *next, *end;
     int64_t bytes; // a step
+    int64_t other; // as much that lies this far behind it; or 0
 };
 
-// sums [4][16][16] = 16 M rows times N panels; w are tiles. A tile of the next step is asked for as
+// sums [4][16][16] = 16 M rows times N panels. A tile of the next step is asked for as
 // soon as the last product that reads the register has been issued.
 template <int M, int N>
-inline void product(const uint16_t* w, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
+inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
     _tile_zero(0);
     if (N > 1) _tile_zero(1);
     if (M > 1) _tile_zero(2);
     if (M > 1 && N > 1) _tile_zero(3);
-    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data, *w0 = w, *w1 = w + (N - 1) * steps * tile_numbers;
+    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data;
     const int64_t stride0 = x[0].stride, stride1 = x[M - 1].stride, step0 = x[0].step, step1 = x[M - 1].step;
     _tile_loadd(4, x0, stride0);
     _tile_loadd(6, w0, 64);
@@ -200,7 +201,11 @@ inline void product(const uint16_t* w, const Rows* x, int64_t steps, Ahead& ahea
     if (M > 1) _tile_loadd(5, x1, stride1);
     for (int64_t s = 1; s < steps; ++s) {
         if (ahead.next < ahead.end) {
-            for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.next + i), _MM_HINT_T1);
+            for (int64_t i = 0; i < ahead.bytes; i += 64) {
+                const char* line = reinterpret_cast<const char*>(ahead.next + i);
+                _mm_prefetch(line, _MM_HINT_T1);
+                if (ahead.other != 0) _mm_prefetch(line + ahead.other, _MM_HINT_T1);
+            }
             ahead.next += ahead.bytes;
         }
         x0 += step0, x1 += step1, w0 += tile_numbers, w1 += tile_numbers;
@@ -257,6 +262,44 @@ inline void finish(const Output& out, int64_t row, int64_t all_rows, int64_t col
             put(out, row + i, column + 16 * n, columns - 16 * n, load(sums + 256 * n + 16 * i));
 }
 
+template <Activation A>
+inline void finish_gated_as(const Output& out, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                            const float* sums) {
+    const bool has_bias = out.bias != nullptr;
+    const Vec gate_bias = has_bias ? with_bias(out, column, columns, set(0)) : set(0);
+    const Vec up_bias = has_bias ? with_bias(out, column + out.up_bias, columns, set(0)) : set(0);
+    for (int64_t i = 0; i < rows; ++i, sums += 16) {
+        const Vec gate = activated(A, add(load(sums), gate_bias));
+        const Vec x = mul(gate, add(load(sums + 256), up_bias));
+        const int64_t at = (row + i) * out.stride + column;
+        if (columns >= 16) store_as(out.data, out.type, at, x);
+        else store_some(out.data, out.type, at, x, columns);
+    }
+}
+
+// The first panel's sums are gates, the second's what they are for.
+inline void finish_gated(const Output& out, int64_t row, int64_t all_rows, int64_t column, int64_t columns,
+                         const float* sums) {
+    const int64_t rows = all_rows - row < 16 ? all_rows - row : 16;
+    switch (out.activation) {
+    case Activation::silu: return finish_gated_as<Activation::silu>(out, row, rows, column, columns, sums);
+    case Activation::gelu: return finish_gated_as<Activation::gelu>(out, row, rows, column, columns, sums);
+    default: return finish_gated_as<Activation::gelu_tanh>(out, row, rows, column, columns, sums);
+    }
+}
+
+// `count` panels as tiles: as they are, or expanded into `space`.
+template <Format F>
+inline const uint16_t* tiles_of(const uint8_t* data, int64_t count, const Activations& x, uint16_t* space) {
+    if constexpr (F == Format::bf16) {
+        return reinterpret_cast<const uint16_t*>(data);
+    } else {
+        for (int64_t i = 0; i < count; ++i)
+            expand_tiles<F>(data + i * panel_bytes(F, x.inputs), x.inputs, space + i * x.stride * 16);
+        return space;
+    }
+}
+
 // Panels that 32 rows meet before the next 32 do: what is written of a row lies together, and all fits in the
 // second-level cache beside rows_bytes of x.
 constexpr int64_t most_group = 8, group_bytes = 256 << 10;
@@ -264,37 +307,44 @@ constexpr int64_t most_group = 8, group_bytes = 256 << 10;
 template <Format F>
 void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
     const Tiles registers(x.rows);
+    const bool is_gated = panels.up != nullptr;
     const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_blocks = (x.rows + 31) / 32;
+    // panels go in pairs: neighbours, or a gate with its up
     int64_t group = group_bytes / (steps * 1024) / 2 * 2;
     group = num_blocks == 1 || group < 2 ? 2 : group > most_group ? most_group : group;
     const size_t expanded = F == Format::bf16 ? 0 : static_cast<size_t>(group * steps) * 1024;
     uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 4096));
     float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
+    const int64_t width = is_gated ? 1 : 2, columns_group = group / 2 * width;
     // the next group comes while this one passes, in whole lines a step
-    const int64_t all_steps = group / 2 * steps * num_blocks, share = (group * bytes / 64 + all_steps - 1) / all_steps * 64;
+    const int64_t all_steps = group / 2 * steps * num_blocks;
+    const int64_t share = (columns_group * bytes / 64 + all_steps - 1) / all_steps * 64;
     const uint8_t* end = panels.data + panels.count * bytes;
-    for (int64_t g = 0; g < panels.count; g += group) {
-        const int64_t count = g + group < panels.count ? group : panels.count - g;
-        const uint8_t* data = panels.data + g * bytes;
-        const uint16_t* tiles = reinterpret_cast<const uint16_t*>(data);
-        if constexpr (F != Format::bf16) {
-            for (int64_t i = 0; i < count; ++i)
-                expand_tiles<F>(data + i * bytes, x.inputs, space + i * steps * tile_numbers);
-            tiles = space;
-        }
-        const uint8_t *next = data + count * bytes, *next_end = next + group * bytes;
-        Ahead ahead{next, next_end < end ? next_end : end, share};
+    for (int64_t g = 0; g < panels.count; g += columns_group) {
+        const int64_t count = g + columns_group < panels.count ? columns_group : panels.count - g;
+        const uint8_t *data = panels.data + g * bytes, *next = data + count * bytes;
+        const uint16_t *tiles = tiles_of<F>(data, count, x, space), *up_tiles = nullptr;
+        if (is_gated) up_tiles = tiles_of<F>(panels.up + g * bytes, count, x, space + count * x.stride * 16);
+        const uint8_t* next_end = next + columns_group * bytes;
+        Ahead ahead{next, next_end < end ? next_end : end, share, is_gated ? panels.up - panels.data : 0};
         for (int64_t row = 0; row < x.rows; row += 32) {
             const int64_t left = x.rows - row, first = start_of(x, row), second = left > 16 ? start_of(x, row + 16) : 0;
             const Rows from[2] = {rows_at(x, first), rows_at(x, second)};
-            for (int64_t p = 0; p < count; p += 2) {
-                const int64_t pair = p + 1 < count ? 2 : 1, rest = panels.columns - 16 * (g + p);
-                const int64_t column = panels.column + 16 * (g + p), columns = rest < 16 * pair ? rest : 16 * pair;
-                const uint16_t* w = tiles + p * steps * tile_numbers;
-                if (left > 16 && pair == 2) product<2, 2>(w, from, steps, ahead, sums);
-                else if (left > 16) product<2, 1>(w, from, steps, ahead, sums);
-                else if (pair == 2) product<1, 2>(w, from, steps, ahead, sums);
-                else product<1, 1>(w, from, steps, ahead, sums);
+            for (int64_t p = 0; p < count; p += width) {
+                const uint16_t* w0 = tiles + p * steps * tile_numbers;
+                const uint16_t* w1 = is_gated ? up_tiles + p * steps * tile_numbers : w0 + steps * tile_numbers;
+                const int64_t pair = is_gated || p + 1 < count ? 2 : 1;
+                if (left > 16 && pair == 2) product<2, 2>(w0, w1, from, steps, ahead, sums);
+                else if (left > 16) product<2, 1>(w0, w0, from, steps, ahead, sums);
+                else if (pair == 2) product<1, 2>(w0, w1, from, steps, ahead, sums);
+                else product<1, 1>(w0, w0, from, steps, ahead, sums);
+                const int64_t column = panels.column + 16 * (g + p), rest = panels.columns - 16 * (g + p);
+                if (is_gated) {
+                    finish_gated(out, first, x.rows, column, rest, sums);
+                    if (left > 16) finish_gated(out, second, x.rows, column, rest, sums + 512);
+                    continue;
+                }
+                const int64_t columns = rest < 16 * pair ? rest : 16 * pair;
                 finish(out, first, x.rows, column, columns, sums);
                 if (left > 16) finish(out, second, x.rows, column, columns, sums + 512);
             }

@@ -1,7 +1,8 @@
-// The kernels of linear layers, written once over the 16 lanes of vec_*.h, which comes before this.
+// The kernels of linear layers, written once over the 16 lanes of lanes_*.h, which comes before this.
 #pragma once
 
 #include "linear.h"
+#include "vec_math.h"
 
 namespace octavo {
 namespace {
@@ -28,20 +29,34 @@ inline void store_some(void* p, Number type, int64_t i, Vec x, int64_t count) {
     for (int64_t j = 0; j < count; ++j) store_number(p, type, i + j, values[j]);
 }
 
+inline Vec with_bias(const Output& out, int64_t column, int64_t count, Vec x) {
+    if (out.bias == nullptr) return x;
+    if (count >= 16) return add(x, load_as(out.bias, out.bias_type, column));
+    float bias[16] = {};
+    for (int64_t j = 0; j < count; ++j) bias[j] = load_number(out.bias, out.bias_type, column + j);
+    return add(x, load(bias));
+}
+
 // 16 outputs of one row, or the `count` that are there.
 inline void put(const Output& out, int64_t row, int64_t column, int64_t count, Vec x) {
-    const int64_t at = row * out.stride + column;
-    if (count >= 16) {
-        if (out.bias != nullptr) x = add(x, load_as(out.bias, out.bias_type, column));
-        store_as(out.data, out.type, at, x);
-        return;
+    x = with_bias(out, column, count, x);
+    if (count >= 16) store_as(out.data, out.type, row * out.stride + column, x);
+    else store_some(out.data, out.type, row * out.stride + column, x, count);
+}
+
+inline Vec activated(Activation activation, Vec x) {
+    switch (activation) {
+    case Activation::silu: return silu(x);
+    case Activation::gelu: return gelu(x);
+    default: return gelu_tanh(x);
     }
-    if (out.bias != nullptr) {
-        float bias[16] = {};
-        for (int64_t j = 0; j < count; ++j) bias[j] = load_number(out.bias, out.bias_type, column + j);
-        x = add(x, load(bias));
-    }
-    store_some(out.data, out.type, at, x, count);
+}
+
+inline void put_gated(const Output& out, int64_t row, int64_t column, int64_t count, Vec gate, Vec up) {
+    gate = activated(out.activation, with_bias(out, column, count, gate));
+    up = with_bias(out, column + out.up_bias, count, up);
+    if (count >= 16) store_as(out.data, out.type, row * out.stride + column, mul(gate, up));
+    else store_some(out.data, out.type, row * out.stride + column, mul(gate, up), count);
 }
 
 void widen(const void* x, Number type, int64_t n, float* out) {
@@ -198,28 +213,36 @@ inline void few_numbers(const uint8_t* panel, const Activations& x, int64_t row,
 }
 
 template <Format F, int R>
-inline void few_rows(const Panels& panels, const uint8_t* panel, int64_t p, const Activations& x, const Output& out,
-                     int64_t row) {
+inline void few_rows(const Panels& panels, int64_t p, const Activations& x, const Output& out, int64_t row) {
+    const int64_t skipped = p * panel_bytes(F, x.inputs), column = panels.column + 16 * p;
+    const bool is_gated = panels.up != nullptr;
     Vec total[R];
-    for (int r = 0; r < R; ++r) total[r] = set(0);
-    if constexpr (is_quantized(F)) few_quantized<F, R>(panel, x, row, total);
-    else few_numbers<F, R>(panel, x, row, total);
-    for (int r = 0; r < R; ++r) put(out, row + r, panels.column + 16 * p, panels.columns - 16 * p, total[r]);
+    float gates[R][16];
+    for (int half = 0; half <= is_gated; ++half) {
+        for (int r = 0; r < R; ++r) total[r] = set(0);
+        const uint8_t* panel = (half == 0 ? panels.data : panels.up) + skipped;
+        if constexpr (is_quantized(F)) few_quantized<F, R>(panel, x, row, total);
+        else few_numbers<F, R>(panel, x, row, total);
+        if (half < is_gated)
+            for (int r = 0; r < R; ++r) store(gates[r], total[r]);
+    }
+    for (int r = 0; r < R; ++r) {
+        if (is_gated) put_gated(out, row + r, column, panels.columns - 16 * p, load(gates[r]), total[r]);
+        else put(out, row + r, column, panels.columns - 16 * p, total[r]);
+    }
 }
 
 template <Format F>
 void few_of(const Panels& panels, const Activations& x, const Output& out) {
-    const int64_t bytes = panel_bytes(F, x.inputs);
     for (int64_t p = 0; p < panels.count; ++p) {
-        const uint8_t* panel = panels.data + p * bytes;
         int64_t row = 0;
         if constexpr (most_rows >= 8)
-            for (; row + 8 <= x.rows; row += 8) few_rows<F, 8>(panels, panel, p, x, out, row);
+            for (; row + 8 <= x.rows; row += 8) few_rows<F, 8>(panels, p, x, out, row);
         if constexpr (most_rows >= 4)
-            for (; row + 4 <= x.rows; row += 4) few_rows<F, 4>(panels, panel, p, x, out, row);
+            for (; row + 4 <= x.rows; row += 4) few_rows<F, 4>(panels, p, x, out, row);
         if constexpr (most_rows >= 2)
-            for (; row + 2 <= x.rows; row += 2) few_rows<F, 2>(panels, panel, p, x, out, row);
-        for (; row < x.rows; ++row) few_rows<F, 1>(panels, panel, p, x, out, row);
+            for (; row + 2 <= x.rows; row += 2) few_rows<F, 2>(panels, p, x, out, row);
+        for (; row < x.rows; ++row) few_rows<F, 1>(panels, p, x, out, row);
     }
 }
 
@@ -283,24 +306,34 @@ inline void many_rows(const float* w, const Activations& x, int64_t row, Vec* to
     }
 }
 
+template <int R>
+inline void many_rows_out(const float* const* w, const Panels& panels, int64_t p, const Activations& x,
+                          const Output& out, int64_t row) {
+    const int64_t column = panels.column + 16 * p, count = panels.columns - 16 * p;
+    Vec total[R];
+    many_rows<R>(w[0], x, row, total);
+    if (panels.up == nullptr) {
+        for (int r = 0; r < R; ++r) put(out, row + r, column, count, total[r]);
+        return;
+    }
+    float gates[R][16];
+    for (int r = 0; r < R; ++r) store(gates[r], total[r]);
+    many_rows<R>(w[1], x, row, total);
+    for (int r = 0; r < R; ++r) put_gated(out, row + r, column, count, load(gates[r]), total[r]);
+}
+
 template <Format F>
 void many_of(const Panels& panels, const Activations& x, const Output& out) {
     constexpr int R = most_rows >= 8 ? 12 : most_rows;
-    float* w = static_cast<float*>(scratch(1, static_cast<size_t>(x.inputs) * 64));
+    float* space = static_cast<float*>(scratch(1, static_cast<size_t>(x.inputs) * 128));
+    const float* const w[2] = {space, space + 16 * x.inputs};
     const int64_t bytes = panel_bytes(F, x.inputs);
     for (int64_t p = 0; p < panels.count; ++p) {
-        expand<F>(panels.data + p * bytes, x.inputs, w);
-        Vec total[R];
+        expand<F>(panels.data + p * bytes, x.inputs, space);
+        if (panels.up != nullptr) expand<F>(panels.up + p * bytes, x.inputs, space + 16 * x.inputs);
         int64_t row = 0;
-        for (; row + R <= x.rows; row += R) {
-            many_rows<R>(w, x, row, total);
-            for (int r = 0; r < R; ++r)
-                put(out, row + r, panels.column + 16 * p, panels.columns - 16 * p, total[r]);
-        }
-        for (; row < x.rows; ++row) {
-            many_rows<1>(w, x, row, total);
-            put(out, row, panels.column + 16 * p, panels.columns - 16 * p, total[0]);
-        }
+        for (; row + R <= x.rows; row += R) many_rows_out<R>(w, panels, p, x, out, row);
+        for (; row < x.rows; ++row) many_rows_out<1>(w, panels, p, x, out, row);
     }
 }
 

@@ -14,7 +14,7 @@ except ImportError as error:
 from octavo.ops.cpu.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from octavo.ops.cpu.attention import paged_attention
 from octavo.ops.cpu.batch import append_sampled, build_batch, mark_bad_rows
-from octavo.ops.cpu.linear import linear_packed, rows_packed
+from octavo.ops.cpu.linear import gated_linear_packed, linear_packed, rows_packed
 from octavo.ops.cpu.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.cpu.rope import rope_and_write, write_kv
 
@@ -24,6 +24,7 @@ OPS = {
         add_rms_norm,
         append_sampled,
         build_batch,
+        gated_linear_packed,
         gated_rms_norm,
         gelu_and_mul,
         gelu_tanh_and_mul,
