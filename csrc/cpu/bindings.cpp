@@ -107,11 +107,23 @@ void make_linear(Linear* self, int64_t inputs, const std::vector<PartTuple>& par
 // A weight is alive as long as its Python object, which whoever records a tape keeps.
 void apply(const Linear& self, uint64_t x, int type, int64_t x_stride, int64_t rows, uint64_t out, int out_type,
            int64_t out_stride, uint64_t bias, int bias_type) {
-    const Output output{pointer<void>(out), number_of(out_type), out_stride, pointer<const void>(bias),
-                        number_of(bias_type)};
+    const Output output{pointer<void>(out),   number_of(out_type), out_stride, pointer<const void>(bias),
+                        number_of(bias_type), Activation::silu,    0};
     const Number number = number_of(type);
     submit(rows * self.inputs() * self.outputs(), [&self, x, number, x_stride, rows, output] {
         self.apply(pointer<const void>(x), number, x_stride, rows, output);
+    }, "linear");
+}
+
+void apply_gated(const Linear& self, int kind, uint64_t x, int type, int64_t x_stride, int64_t rows, uint64_t out,
+                 int out_type, int64_t out_stride, uint64_t bias, int bias_type) {
+    if (kind < 0 || kind > 2) throw std::invalid_argument("no such activation: " + std::to_string(kind));
+    if (!self.is_gated()) throw std::invalid_argument("a gated product has two parts of one size and format");
+    const Output output{pointer<void>(out),   number_of(out_type),           out_stride, pointer<const void>(bias),
+                        number_of(bias_type), static_cast<Activation>(kind), 0};
+    const Number number = number_of(type);
+    submit(rows * self.inputs() * self.outputs(), [&self, x, number, x_stride, rows, output] {
+        self.apply_gated(pointer<const void>(x), number, x_stride, rows, output);
     }, "linear");
 }
 
@@ -166,6 +178,7 @@ NB_MODULE(_cpu, m) {
     nb::class_<Linear>(m, "Linear")
         .def("__init__", &make_linear, nb::arg("inputs"), nb::arg("parts"))
         .def("apply", &apply)
+        .def("apply_gated", &apply_gated)
         .def("rows", &rows_of);
 
     nb::class_<Tape>(m, "Tape")

@@ -102,7 +102,21 @@ Linear::Linear(int64_t inputs, std::vector<Part> parts) : inputs_(inputs), parts
     }
 }
 
+bool Linear::is_gated() const {
+    return parts_.size() == 2 && parts_[0].rows == parts_[1].rows && parts_[0].format == parts_[1].format;
+}
+
 void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out) const {
+    run(x, type, x_stride, rows, out, false);
+}
+
+void Linear::apply_gated(const void* x, Number type, int64_t x_stride, int64_t rows, Output out) const {
+    if (!is_gated()) throw std::invalid_argument("a gated product has two parts of one size and format");
+    out.up_bias = parts_[0].rows;
+    run(x, type, x_stride, rows, out, true);
+}
+
+void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out, bool is_gated) const {
     if (rows <= 0) return;
     const LinearKernels& kernel = kernels();
     const bool is_plain = type == Number::bf16 && inputs_ % 32 == 0 && kernel.tile != nullptr; // tiles as they are
@@ -123,24 +137,22 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
     Pieces pieces;
     const size_t floats = pieces.reserve<float>(needs_floats ? rows * a.stride : 0);
     const size_t q = pieces.reserve<int8_t>(needs_q ? rows * inputs_ : 0);
-    const size_t scales = pieces.reserve<float>(needs_q ? rows * blocks : 0);
-    const size_t sums = pieces.reserve<int32_t>(needs_q ? rows * blocks * 2 : 0);
+    const size_t rounded = pieces.reserve<Rounded>(needs_q ? rows * blocks : 0);
     a.plain = static_cast<const uint16_t*>(x), a.plain_stride = x_stride;
     const int64_t num_tiles = needs_tiles ? (rows + 15) / 16 : 0;
     const size_t tiles = pieces.reserve<uint16_t>(num_tiles * 16 * a.stride);
     pieces.allocate();
     if (needs_floats) {
         a.floats = pieces.at<float>(floats);
-        if (needs_q) a.q = pieces.at<int8_t>(q), a.scales = pieces.at<float>(scales), a.sums = pieces.at<int32_t>(sums);
+        if (needs_q) a.q = pieces.at<int8_t>(q), a.rounded = pieces.at<Rounded>(rounded), a.q_rows = rows;
         parallel_for(rows, most(1, 16384 / most(inputs_, 1)), [&](int64_t begin, int64_t end) {
             for (int64_t row = begin; row < end; ++row) {
                 float* to = pieces.at<float>(floats) + row * a.stride;
                 kernel.widen(static_cast<const char*>(x) + row * x_stride * size_of(type), type, inputs_, to);
                 for (int64_t k = inputs_; k < a.stride; ++k) to[k] = 0;
                 if (needs_q)
-                    kernel.quantize(to, inputs_, pieces.at<int8_t>(q) + row * inputs_,
-                                    pieces.at<float>(scales) + row * blocks,
-                                    pieces.at<int32_t>(sums) + row * blocks * 2);
+                    kernel.quantize(to, inputs_, rows, pieces.at<int8_t>(q) + row * 32,
+                                    pieces.at<Rounded>(rounded) + row);
             }
         });
     }
@@ -154,14 +166,14 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
     // Panels of all parts in a row, in pairs where rows are many; rows in pieces that stay in a cache.
     const int64_t row_bytes = a.stride * (kernel.tile != nullptr ? 2 : 4);
     const int64_t chunk = any_many ? most(32, rows_bytes / row_bytes / 32 * 32) : rows;
-    const Shares shares(num_panels_, num_threads());
+    const Shares shares(is_gated ? num_panels_ / 2 : num_panels_, num_threads());
     for (int64_t first = 0; first < rows; first += chunk) {
         Activations here = a;
         here.rows = least(chunk, rows - first);
         if (here.floats) here.floats += first * a.stride;
         here.plain += first * a.plain_stride;
         if (here.tiles) here.tiles += first * a.stride;
-        if (here.q) here.q += first * inputs_, here.scales += first * blocks, here.sums += first * blocks * 2;
+        if (here.q) here.q += first * 32, here.rounded += first;
         Output to = out;
         to.data = static_cast<char*>(out.data) + first * out.stride * size_of(out.type);
         parallel_for(shares.count(), 1, [&](int64_t first_share, int64_t end_share) {
@@ -171,8 +183,9 @@ void Linear::apply(const void* x, Number type, int64_t x_stride, int64_t rows, c
                 const int64_t count = padded(part.rows, panel_rows) / panel_rows;
                 const int64_t from = most(begin - panel, 0), until = least(end - panel, count);
                 if (from < until) {
-                    Panels panels{part.format, part.data + from * panel_bytes(part.format, inputs_), until - from,
-                                  column + from * panel_rows, part.rows - from * panel_rows};
+                    const int64_t skipped = from * panel_bytes(part.format, inputs_);
+                    Panels panels{part.format, part.data + skipped, until - from, column + from * panel_rows,
+                                  part.rows - from * panel_rows, is_gated ? parts_[1].data + skipped : nullptr};
                     (is_few(part.format) ? kernel.few : kernel.many)(panels, here, to);
                 }
                 panel += count, column += part.rows;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "fused.h"
 #include "numbers.h"
 #include "packing.h"
 
@@ -17,6 +18,13 @@ struct Panels {
     int64_t count;   // of panels
     int64_t column;  // of the first output
     int64_t columns; // outputs that are really there; the last panel may have fewer than 16
+    const uint8_t* up; // as many panels, which what an activation makes of the others' outputs multiplies; or null
+};
+
+// What belongs to 32 inputs of a row in 8 bits, x = scale * q.
+struct Rounded {
+    float scale, sum;       // scale * the sum of all
+    int32_t minus, minus16; // minus the sum of all, of the first 16
 };
 
 // Rows of x in the forms that kernels ask for; those nobody asked for are null.
@@ -24,9 +32,10 @@ struct Activations {
     int64_t rows, inputs;
     const float* floats; // [rows][stride], zeros beyond inputs
     int64_t stride;      // inputs, padded to 32
-    const int8_t* q;     // [rows][inputs]: x = scale * q in each block of 32
-    const float* scales; // [rows][inputs / 32]
-    const int32_t* sums; // [rows][inputs / 32][2]: sums of q over 16
+    // In 8 bits, rows of a block side by side: [inputs / 32][q_rows][32], and of each block what Rounded says.
+    const int8_t* q;
+    const Rounded* rounded;
+    int64_t q_rows;
     // Rows for tiles: bf16 as they came, `plain_stride` apart, or if `tiles` is not null bf16 tiles
     // [rows / 16][stride / 32][16][32], zeros beyond rows and inputs.
     const uint16_t* plain;
@@ -40,12 +49,15 @@ struct Output {
     int64_t stride;   // between rows
     const void* bias; // may be null; one for each column
     Number bias_type;
+    Activation activation; // where panels have others for up, whose bias is `up_bias` further
+    int64_t up_bias;
 };
 
 // One instruction set's kernels.
 struct LinearKernels {
     void (*widen)(const void* x, Number type, int64_t n, float* out);
-    void (*quantize)(const float* x, int64_t inputs, int8_t* q, float* scales, int32_t* sums);
+    // One row: its blocks are `q_rows` apart.
+    void (*quantize)(const float* x, int64_t inputs, int64_t q_rows, int8_t* q, Rounded* rounded);
     // Weights pass once, whatever the rows: from floats for numbers, from q for quantised blocks.
     void (*few)(const Panels&, const Activations&, const Output&);
     // Weights are expanded, a panel at a time: to float32 for `floats`, or to bf16 tiles for `tiles`.
@@ -79,10 +91,15 @@ class Linear {
 
     // out[rows, outputs] = x[rows, inputs] W^T + bias; rows of x are x_stride apart.
     void apply(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out) const;
+    // out[rows, outputs / 2] = activation(gate) * up, [gate, up] being what apply gives; for two parts that are alike.
+    bool is_gated() const;
+    void apply_gated(const void* x, Number type, int64_t x_stride, int64_t rows, Output out) const;
     // out[n, inputs] = W[ids]; throws std::out_of_range.
     void rows(const int64_t* ids, int64_t n, void* out, Number type) const;
 
   private:
+    void run(const void* x, Number type, int64_t x_stride, int64_t rows, const Output& out, bool is_gated) const;
+
     int64_t inputs_, outputs_ = 0, num_panels_ = 0;
     std::vector<Part> parts_;
 };

@@ -1,6 +1,6 @@
 // Linear layers with AMX: few rows as with AVX-512; many as tiles of bf16, quantised weights expanded a few panels at a
 // time, so that what is expanded stays in the second-level cache while the rows pass.
-#include "vec_avx512.h"
+#include "lanes_avx512.h"
 
 #include "linear_impl.h"
 
@@ -57,15 +57,99 @@ void tile(const void* x, Number type, int64_t stride, int64_t rows, int64_t inpu
     }
 }
 
+// (a, b) lane by lane as a pair of bf16.
+inline __m512i bf16_pairs(Vec a, Vec b, __m512i order) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(b.v, a.v); // those of a, then those of b
+    __m512i bits;
+    std::memcpy(&bits, &both, 64);
+    return _mm512_permutexvar_epi16(order, bits);
+}
+
+inline __m512i pair_order() {
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(16)), 16));
+}
+
+// The same for values of quantised blocks, in fewer cycles: ties away from zero, and a NaN must not be one of those
+// whose upper bits are all set.
+inline __m512i bf16_pairs(Vec a, Vec b) {
+    const __m512i half = _mm512_set1_epi32(0x8000);
+    const __m512i first = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(a.v), half), 16);
+    const __m512i second = _mm512_add_epi32(_mm512_castps_si512(b.v), half);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, first, second);
+}
+
+// q to a number without a conversion: in the mantissa of 1, `place` bits up, it makes 1 + q / 2^(23 - place), from which
+// one multiplication and addition make the value. Exact where there is no minimum, 2^-13 of a step of q where there is.
+template <int place>
+struct Placed {
+    __m512 scale, base;
+    __m512i mask;
+    Placed(Vec s, Vec zero, int bits) : mask(_mm512_set1_epi32(((1 << bits) - 1) << place)) {
+        scale = _mm512_mul_ps(s.v, _mm512_set1_ps(static_cast<float>(1 << (23 - place))));
+        base = _mm512_sub_ps(zero.v, scale);
+    }
+    Vec value(__m512i q) const {
+        const __m512i one = _mm512_set1_epi32(0x3f800000);
+        const __m512 number = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(q, mask, one, 0xea)); // q & mask | one
+        return {_mm512_fmadd_ps(number, scale, base)};
+    }
+};
+
+// The value that q = 0 stands for.
+template <Format F>
+inline Vec zero_of(Vec scale, Vec minimum) {
+    return offset_of(F) == 0 ? minimum : mul(scale, set(-offset_of(F)));
+}
+
+// Step J of a block of more than 4 bits: four inputs.
+template <Format F, int J>
+inline void expand_bytes(const uint8_t* quants, const Scales& s, uint16_t* out) {
+    constexpr int place = bits_of(F) == 8 ? 15 : 16;
+    const Vec scale = J < 4 ? s.first : s.second;
+    const Placed<place> placed(scale, zero_of<F>(scale, s.minimum), bits_of(F));
+    const __m512i q = step<F, J>(quants).v, third = place == 16 ? q : _mm512_srli_epi32(q, 1);
+    const Vec a = placed.value(_mm512_slli_epi32(q, place)), b = placed.value(_mm512_slli_epi32(q, place - 8));
+    const Vec c = placed.value(third), d = placed.value(_mm512_srli_epi32(q, 24 - place));
+    _mm512_storeu_si512(out + 64 * J, bf16_pairs(a, b));
+    _mm512_storeu_si512(out + 64 * J + 32, bf16_pairs(c, d));
+}
+
+// Blocks of 4 bits: steps j and j + 4 share their bytes.
+template <Format F>
+inline void expand_nibbles(const uint8_t* quants, const Scales& s, uint16_t* out) {
+    const Vec zero = zero_of<F>(s.first, s.minimum);
+    const Placed<12> low(s.first, zero, 4);
+    const Placed<16> high(s.first, zero, 4);
+    for (int j = 0; j < 4; ++j) {
+        const __m512i q = _mm512_loadu_si512(quants + 64 * j);
+        const __m512i a = _mm512_slli_epi32(q, 12), b = _mm512_slli_epi32(q, 4);
+        const __m512i c = _mm512_srli_epi32(q, 4), d = _mm512_srli_epi32(q, 12);
+        uint16_t* to = out + 64 * j;
+        _mm512_storeu_si512(to, bf16_pairs(low.value(a), low.value(b)));
+        _mm512_storeu_si512(to + 32, bf16_pairs(low.value(c), low.value(d)));
+        _mm512_storeu_si512(to + 256, bf16_pairs(high.value(a), high.value(b)));
+        _mm512_storeu_si512(to + 288, bf16_pairs(high.value(c), high.value(d)));
+    }
+}
+
 // A panel as bf16 tiles [inputs / 32][16][16][2].
 template <Format F>
 inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
     if constexpr (is_quantized(F)) {
-        each_four<F>(panel, inputs, [&](int64_t k, const Vec* values) {
-            _mm512_storeu_si512(out + k * 16, pair_bf16(values[0], values[1]));
-            _mm512_storeu_si512(out + k * 16 + 32, pair_bf16(values[2], values[3]));
+        each_block<F>(panel, inputs, [&](const uint8_t* quants, const Scales& scales, int64_t b) {
+            uint16_t* to = out + b * tile_numbers;
+            if constexpr (bits_of(F) == 4) {
+                expand_nibbles<F>(quants, scales, to);
+            } else {
+                expand_bytes<F, 0>(quants, scales, to), expand_bytes<F, 1>(quants, scales, to);
+                expand_bytes<F, 2>(quants, scales, to), expand_bytes<F, 3>(quants, scales, to);
+                expand_bytes<F, 4>(quants, scales, to), expand_bytes<F, 5>(quants, scales, to);
+                expand_bytes<F, 6>(quants, scales, to), expand_bytes<F, 7>(quants, scales, to);
+            }
         });
     } else {
+        const __m512i order = pair_order();
         for (int64_t k = 0; k < padded(inputs, 32); k += 2) {
             Vec pair[2];
             for (int i = 0; i < 2; ++i) {
@@ -73,7 +157,7 @@ inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
                 else if (F == Format::f32) pair[i] = load(reinterpret_cast<const float*>(panel) + (k + i) * 16);
                 else pair[i] = load_f16(panel + (k + i) * 32);
             }
-            _mm512_storeu_si512(out + k * 16, pair_bf16(pair[0], pair[1]));
+            _mm512_storeu_si512(out + k * 16, bf16_pairs(pair[0], pair[1], order));
         }
     }
 }
@@ -98,17 +182,18 @@ inline int64_t start_of(const Activations& x, int64_t row) {
 struct Ahead {
     const uint8_t *next, *end;
     int64_t bytes; // a step
+    int64_t other; // as much that lies this far behind it; or 0
 };
 
-// sums [4][16][16] = 16 M rows times N panels; w are tiles. A tile of the next step is asked for as
+// sums [4][16][16] = 16 M rows times N panels. A tile of the next step is asked for as
 // soon as the last product that reads the register has been issued.
 template <int M, int N>
-inline void product(const uint16_t* const* w, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
+inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
     _tile_zero(0);
     if (N > 1) _tile_zero(1);
     if (M > 1) _tile_zero(2);
     if (M > 1 && N > 1) _tile_zero(3);
-    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data, *w0 = w[0], *w1 = w[N - 1];
+    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data;
     const int64_t stride0 = x[0].stride, stride1 = x[M - 1].stride, step0 = x[0].step, step1 = x[M - 1].step;
     _tile_loadd(4, x0, stride0);
     _tile_loadd(6, w0, 64);
@@ -116,7 +201,11 @@ inline void product(const uint16_t* const* w, const Rows* x, int64_t steps, Ahea
     if (M > 1) _tile_loadd(5, x1, stride1);
     for (int64_t s = 1; s < steps; ++s) {
         if (ahead.next < ahead.end) {
-            for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.next + i), _MM_HINT_T1);
+            for (int64_t i = 0; i < ahead.bytes; i += 64) {
+                const char* line = reinterpret_cast<const char*>(ahead.next + i);
+                _mm_prefetch(line, _MM_HINT_T1);
+                if (ahead.other != 0) _mm_prefetch(line + ahead.other, _MM_HINT_T1);
+            }
             ahead.next += ahead.bytes;
         }
         x0 += step0, x1 += step1, w0 += tile_numbers, w1 += tile_numbers;
@@ -173,40 +262,92 @@ inline void finish(const Output& out, int64_t row, int64_t all_rows, int64_t col
             put(out, row + i, column + 16 * n, columns - 16 * n, load(sums + 256 * n + 16 * i));
 }
 
+template <Activation A>
+inline void finish_gated_as(const Output& out, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                            const float* sums) {
+    const bool has_bias = out.bias != nullptr;
+    const Vec gate_bias = has_bias ? with_bias(out, column, columns, set(0)) : set(0);
+    const Vec up_bias = has_bias ? with_bias(out, column + out.up_bias, columns, set(0)) : set(0);
+    for (int64_t i = 0; i < rows; ++i, sums += 16) {
+        const Vec gate = activated(A, add(load(sums), gate_bias));
+        const Vec x = mul(gate, add(load(sums + 256), up_bias));
+        const int64_t at = (row + i) * out.stride + column;
+        if (columns >= 16) store_as(out.data, out.type, at, x);
+        else store_some(out.data, out.type, at, x, columns);
+    }
+}
+
+// The first panel's sums are gates, the second's what they are for.
+inline void finish_gated(const Output& out, int64_t row, int64_t all_rows, int64_t column, int64_t columns,
+                         const float* sums) {
+    const int64_t rows = all_rows - row < 16 ? all_rows - row : 16;
+    switch (out.activation) {
+    case Activation::silu: return finish_gated_as<Activation::silu>(out, row, rows, column, columns, sums);
+    case Activation::gelu: return finish_gated_as<Activation::gelu>(out, row, rows, column, columns, sums);
+    default: return finish_gated_as<Activation::gelu_tanh>(out, row, rows, column, columns, sums);
+    }
+}
+
+// `count` panels as tiles: as they are, or expanded into `space`.
+template <Format F>
+inline const uint16_t* tiles_of(const uint8_t* data, int64_t count, const Activations& x, uint16_t* space) {
+    if constexpr (F == Format::bf16) {
+        return reinterpret_cast<const uint16_t*>(data);
+    } else {
+        for (int64_t i = 0; i < count; ++i)
+            expand_tiles<F>(data + i * panel_bytes(F, x.inputs), x.inputs, space + i * x.stride * 16);
+        return space;
+    }
+}
+
+// Panels that 32 rows meet before the next 32 do: what is written of a row lies together, and all fits in the
+// second-level cache beside rows_bytes of x.
+constexpr int64_t most_group = 8, group_bytes = 256 << 10;
+
 template <Format F>
 void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
     const Tiles registers(x.rows);
-    const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32;
-    const size_t expanded = F == Format::bf16 ? 0 : 2 * static_cast<size_t>(steps) * 1024;
+    const bool is_gated = panels.up != nullptr;
+    const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_blocks = (x.rows + 31) / 32;
+    // panels go in pairs: neighbours, or a gate with its up
+    int64_t group = group_bytes / (steps * 1024) / 2 * 2;
+    group = num_blocks == 1 || group < 2 ? 2 : group > most_group ? most_group : group;
+    const size_t expanded = F == Format::bf16 ? 0 : static_cast<size_t>(group * steps) * 1024;
     uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 4096));
     float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
-    // the next pair of panels comes while this one passes, in whole lines a step
-    const int64_t all_steps = steps * ((x.rows + 31) / 32), share = (2 * bytes / 64 + all_steps - 1) / all_steps * 64;
-    for (int64_t p = 0; p < panels.count; p += 2) {
-        const int64_t pair = p + 1 < panels.count ? 2 : 1;
-        const uint8_t* data = panels.data + p * bytes;
-        const uint16_t* w[2] = {};
-        for (int64_t i = 0; i < pair; ++i) {
-            if constexpr (F == Format::bf16) {
-                w[i] = reinterpret_cast<const uint16_t*>(data + i * bytes);
-            } else {
-                expand_tiles<F>(data + i * bytes, x.inputs, space + i * steps * tile_numbers);
-                w[i] = space + i * steps * tile_numbers;
-            }
-        }
-        const int64_t column = panels.column + 16 * p, rest = panels.columns - 16 * p;
-        const int64_t columns = rest < 16 * pair ? rest : 16 * pair;
-        const uint8_t *next = data + pair * bytes, *end = panels.data + panels.count * bytes;
-        Ahead ahead{next, next + 2 * bytes < end ? next + 2 * bytes : end, share};
+    const int64_t width = is_gated ? 1 : 2, columns_group = group / 2 * width;
+    // the next group comes while this one passes, in whole lines a step
+    const int64_t all_steps = group / 2 * steps * num_blocks;
+    const int64_t share = (columns_group * bytes / 64 + all_steps - 1) / all_steps * 64;
+    const uint8_t* end = panels.data + panels.count * bytes;
+    for (int64_t g = 0; g < panels.count; g += columns_group) {
+        const int64_t count = g + columns_group < panels.count ? columns_group : panels.count - g;
+        const uint8_t *data = panels.data + g * bytes, *next = data + count * bytes;
+        const uint16_t *tiles = tiles_of<F>(data, count, x, space), *up_tiles = nullptr;
+        if (is_gated) up_tiles = tiles_of<F>(panels.up + g * bytes, count, x, space + count * x.stride * 16);
+        const uint8_t* next_end = next + columns_group * bytes;
+        Ahead ahead{next, next_end < end ? next_end : end, share, is_gated ? panels.up - panels.data : 0};
         for (int64_t row = 0; row < x.rows; row += 32) {
             const int64_t left = x.rows - row, first = start_of(x, row), second = left > 16 ? start_of(x, row + 16) : 0;
             const Rows from[2] = {rows_at(x, first), rows_at(x, second)};
-            if (left > 16 && pair == 2) product<2, 2>(w, from, steps, ahead, sums);
-            else if (left > 16) product<2, 1>(w, from, steps, ahead, sums);
-            else if (pair == 2) product<1, 2>(w, from, steps, ahead, sums);
-            else product<1, 1>(w, from, steps, ahead, sums);
-            finish(out, first, x.rows, column, columns, sums);
-            if (left > 16) finish(out, second, x.rows, column, columns, sums + 512);
+            for (int64_t p = 0; p < count; p += width) {
+                const uint16_t* w0 = tiles + p * steps * tile_numbers;
+                const uint16_t* w1 = is_gated ? up_tiles + p * steps * tile_numbers : w0 + steps * tile_numbers;
+                const int64_t pair = is_gated || p + 1 < count ? 2 : 1;
+                if (left > 16 && pair == 2) product<2, 2>(w0, w1, from, steps, ahead, sums);
+                else if (left > 16) product<2, 1>(w0, w0, from, steps, ahead, sums);
+                else if (pair == 2) product<1, 2>(w0, w1, from, steps, ahead, sums);
+                else product<1, 1>(w0, w0, from, steps, ahead, sums);
+                const int64_t column = panels.column + 16 * (g + p), rest = panels.columns - 16 * (g + p);
+                if (is_gated) {
+                    finish_gated(out, first, x.rows, column, rest, sums);
+                    if (left > 16) finish_gated(out, second, x.rows, column, rest, sums + 512);
+                    continue;
+                }
+                const int64_t columns = rest < 16 * pair ? rest : 16 * pair;
+                finish(out, first, x.rows, column, columns, sums);
+                if (left > 16) finish(out, second, x.rows, column, columns, sums + 512);
+            }
         }
     }
 }
@@ -219,6 +360,6 @@ void many_by_tiles(const Panels& p, const Activations& x, const Output& out) { b
 
 } // namespace
 
-const LinearKernels amx_linear{widen, quantize, few, many_by_tiles, tile, 4, 8};
+const LinearKernels amx_linear{widen, quantize, few, many_by_tiles, tile, 4, 16};
 
 } // namespace octavo

@@ -1,5 +1,5 @@
 // Linear layers with AVX2 and FMA.
-#include "vec_avx2.h"
+#include "lanes_avx2.h"
 
 #include "linear_impl.h"
 

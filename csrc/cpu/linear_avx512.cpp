@@ -1,5 +1,5 @@
 // Linear layers with AVX-512 and VNNI.
-#include "vec_avx512.h"
+#include "lanes_avx512.h"
 
 #include "linear_impl.h"
 

@@ -1,5 +1,5 @@
 // Linear layers on any machine.
-#include "vec_generic.h"
+#include "lanes_generic.h"
 
 #include "linear_impl.h"
 

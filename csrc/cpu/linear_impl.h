@@ -1,7 +1,8 @@
-// The kernels of linear layers, written once over the 16 lanes of vec_*.h, which comes before this.
+// The kernels of linear layers, written once over the 16 lanes of lanes_*.h, which comes before this.
 #pragma once
 
 #include "linear.h"
+#include "vec_math.h"
 
 namespace octavo {
 namespace {
@@ -28,20 +29,34 @@ inline void store_some(void* p, Number type, int64_t i, Vec x, int64_t count) {
     for (int64_t j = 0; j < count; ++j) store_number(p, type, i + j, values[j]);
 }
 
+inline Vec with_bias(const Output& out, int64_t column, int64_t count, Vec x) {
+    if (out.bias == nullptr) return x;
+    if (count >= 16) return add(x, load_as(out.bias, out.bias_type, column));
+    float bias[16] = {};
+    for (int64_t j = 0; j < count; ++j) bias[j] = load_number(out.bias, out.bias_type, column + j);
+    return add(x, load(bias));
+}
+
 // 16 outputs of one row, or the `count` that are there.
 inline void put(const Output& out, int64_t row, int64_t column, int64_t count, Vec x) {
-    const int64_t at = row * out.stride + column;
-    if (count >= 16) {
-        if (out.bias != nullptr) x = add(x, load_as(out.bias, out.bias_type, column));
-        store_as(out.data, out.type, at, x);
-        return;
+    x = with_bias(out, column, count, x);
+    if (count >= 16) store_as(out.data, out.type, row * out.stride + column, x);
+    else store_some(out.data, out.type, row * out.stride + column, x, count);
+}
+
+inline Vec activated(Activation activation, Vec x) {
+    switch (activation) {
+    case Activation::silu: return silu(x);
+    case Activation::gelu: return gelu(x);
+    default: return gelu_tanh(x);
     }
-    if (out.bias != nullptr) {
-        float bias[16] = {};
-        for (int64_t j = 0; j < count; ++j) bias[j] = load_number(out.bias, out.bias_type, column + j);
-        x = add(x, load(bias));
-    }
-    store_some(out.data, out.type, at, x, count);
+}
+
+inline void put_gated(const Output& out, int64_t row, int64_t column, int64_t count, Vec gate, Vec up) {
+    gate = activated(out.activation, with_bias(out, column, count, gate));
+    up = with_bias(out, column + out.up_bias, count, up);
+    if (count >= 16) store_as(out.data, out.type, row * out.stride + column, mul(gate, up));
+    else store_some(out.data, out.type, row * out.stride + column, mul(gate, up), count);
 }
 
 void widen(const void* x, Number type, int64_t n, float* out) {
@@ -50,8 +65,13 @@ void widen(const void* x, Number type, int64_t n, float* out) {
     for (; i < n; ++i) out[i] = load_number(x, type, i);
 }
 
-void quantize(const float* x, int64_t inputs, int8_t* q, float* scales, int32_t* sums) {
-    for (int64_t b = 0; b < inputs / 32; ++b) scales[b] = quantize_block(x + 32 * b, q + 32 * b, sums + 2 * b);
+void quantize(const float* x, int64_t inputs, int64_t q_rows, int8_t* q, Rounded* rounded) {
+    for (int64_t b = 0; b < inputs / 32; ++b) {
+        int32_t sums[2];
+        const float scale = quantize_block(x + 32 * b, q + 32 * q_rows * b, sums);
+        const int32_t all = sums[0] + sums[1];
+        rounded[q_rows * b] = {scale, scale * static_cast<float>(all), -all, -sums[0]};
+    }
 }
 
 // ---- blocks of a quantised panel -------------------------------------------------------------------------------------
@@ -117,32 +137,44 @@ inline Int dot_step(Int acc, Bytes u, const int8_t* x) {
 template <Format F, int R>
 inline void few_quantized(const uint8_t* panel, const Activations& x, int64_t row, Vec* total) {
     constexpr int offset = bits_of(F) == 8 ? wide_offset : offset_of(F);
-    const int64_t num_blocks = x.inputs / 32;
+    constexpr int log_offset = offset == 0 ? 0 : offset == 8 ? 3 : offset == 16 ? 4 : offset == 32 ? 5 : 7;
+    static_assert(offset == 0 || offset == 1 << log_offset);
     each_block<F>(panel, x.inputs, [&](const uint8_t* quants, const Scales& scales, int64_t b) {
         const Bytes steps[8] = {step<F, 0>(quants), step<F, 1>(quants), step<F, 2>(quants), step<F, 3>(quants),
                                 step<F, 4>(quants), step<F, 5>(quants), step<F, 6>(quants), step<F, 7>(quants)};
+        const int8_t* q = x.q + (x.q_rows * b + row) * 32;
+        const Rounded* rounded = x.rounded + x.q_rows * b + row;
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const int8_t* q = x.q + (row + r) * x.inputs + 32 * b;
-            const int64_t at = (row + r) * num_blocks + b;
-            const int32_t *sums = x.sums + 2 * at, sum = sums[0] + sums[1];
-            const Vec scale = set(x.scales[at]);
-            // two sums, so that one instruction need not wait for the one before
-            Int first = set_int(-offset * (F == Format::q6_k ? sums[0] : sum));
-            Int second = set_int(F == Format::q6_k ? -offset * sums[1] : 0);
+        for (int r = 0; r < R; ++r, q += 32) {
+            const Rounded& here = rounded[r];
+            const Vec scale = set(here.scale);
+            const auto start = [&](int32_t minus) { return shift_left<log_offset>(set_int(offset == 0 ? 0 : minus)); };
+            if constexpr (F == Format::q6_k) { // two scales
+                Int first = start(here.minus16), second = start(here.minus - here.minus16);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-                first = dot_step<F>(first, steps[j], q + 4 * j);
-                second = dot_step<F>(second, steps[j + 4], q + 16 + 4 * j);
-            }
-            if constexpr (F == Format::q6_k) {
-                total[r] = fma(mul(scales.first, scale), to_float(first), total[r]);
-                total[r] = fma(mul(scales.second, scale), to_float(second), total[r]);
+                for (int j = 0; j < 4; ++j) {
+                    first = dot_step<F>(first, steps[j], q + 4 * j);
+                    second = dot_step<F>(second, steps[j + 4], q + 16 + 4 * j);
+                }
+                total[r] = fma(mul(scales.first, to_float(first)), scale, total[r]);
+                total[r] = fma(mul(scales.second, to_float(second)), scale, total[r]);
             } else {
-                total[r] = fma(mul(scales.first, scale), add(to_float(first), to_float(second)), total[r]);
+                Int sum = start(here.minus);
+                if constexpr (R >= 4) { // rows enough that one sum each keeps the units busy
+#pragma GCC unroll 8
+                    for (int j = 0; j < 8; ++j) sum = dot_step<F>(sum, steps[j], q + 4 * j);
+                } else {
+                    Int other = set_int(0);
+#pragma GCC unroll 4
+                    for (int j = 0; j < 4; ++j) {
+                        sum = dot_step<F>(sum, steps[j], q + 4 * j);
+                        other = dot_step<F>(other, steps[j + 4], q + 16 + 4 * j);
+                    }
+                    sum = add(sum, other);
+                }
+                total[r] = fma(mul(scales.first, to_float(sum)), scale, total[r]);
             }
-            if constexpr (has_minimum(F))
-                total[r] = fma(scales.minimum, mul(scale, set(static_cast<float>(sum))), total[r]);
+            if constexpr (has_minimum(F)) total[r] = fma(scales.minimum, set(here.sum), total[r]);
         }
     });
 }
@@ -181,28 +213,36 @@ inline void few_numbers(const uint8_t* panel, const Activations& x, int64_t row,
 }
 
 template <Format F, int R>
-inline void few_rows(const Panels& panels, const uint8_t* panel, int64_t p, const Activations& x, const Output& out,
-                     int64_t row) {
+inline void few_rows(const Panels& panels, int64_t p, const Activations& x, const Output& out, int64_t row) {
+    const int64_t skipped = p * panel_bytes(F, x.inputs), column = panels.column + 16 * p;
+    const bool is_gated = panels.up != nullptr;
     Vec total[R];
-    for (int r = 0; r < R; ++r) total[r] = set(0);
-    if constexpr (is_quantized(F)) few_quantized<F, R>(panel, x, row, total);
-    else few_numbers<F, R>(panel, x, row, total);
-    for (int r = 0; r < R; ++r) put(out, row + r, panels.column + 16 * p, panels.columns - 16 * p, total[r]);
+    float gates[R][16];
+    for (int half = 0; half <= is_gated; ++half) {
+        for (int r = 0; r < R; ++r) total[r] = set(0);
+        const uint8_t* panel = (half == 0 ? panels.data : panels.up) + skipped;
+        if constexpr (is_quantized(F)) few_quantized<F, R>(panel, x, row, total);
+        else few_numbers<F, R>(panel, x, row, total);
+        if (half < is_gated)
+            for (int r = 0; r < R; ++r) store(gates[r], total[r]);
+    }
+    for (int r = 0; r < R; ++r) {
+        if (is_gated) put_gated(out, row + r, column, panels.columns - 16 * p, load(gates[r]), total[r]);
+        else put(out, row + r, column, panels.columns - 16 * p, total[r]);
+    }
 }
 
 template <Format F>
 void few_of(const Panels& panels, const Activations& x, const Output& out) {
-    const int64_t bytes = panel_bytes(F, x.inputs);
     for (int64_t p = 0; p < panels.count; ++p) {
-        const uint8_t* panel = panels.data + p * bytes;
         int64_t row = 0;
         if constexpr (most_rows >= 8)
-            for (; row + 8 <= x.rows; row += 8) few_rows<F, 8>(panels, panel, p, x, out, row);
+            for (; row + 8 <= x.rows; row += 8) few_rows<F, 8>(panels, p, x, out, row);
         if constexpr (most_rows >= 4)
-            for (; row + 4 <= x.rows; row += 4) few_rows<F, 4>(panels, panel, p, x, out, row);
+            for (; row + 4 <= x.rows; row += 4) few_rows<F, 4>(panels, p, x, out, row);
         if constexpr (most_rows >= 2)
-            for (; row + 2 <= x.rows; row += 2) few_rows<F, 2>(panels, panel, p, x, out, row);
-        for (; row < x.rows; ++row) few_rows<F, 1>(panels, panel, p, x, out, row);
+            for (; row + 2 <= x.rows; row += 2) few_rows<F, 2>(panels, p, x, out, row);
+        for (; row < x.rows; ++row) few_rows<F, 1>(panels, p, x, out, row);
     }
 }
 
@@ -266,24 +306,34 @@ inline void many_rows(const float* w, const Activations& x, int64_t row, Vec* to
     }
 }
 
+template <int R>
+inline void many_rows_out(const float* const* w, const Panels& panels, int64_t p, const Activations& x,
+                          const Output& out, int64_t row) {
+    const int64_t column = panels.column + 16 * p, count = panels.columns - 16 * p;
+    Vec total[R];
+    many_rows<R>(w[0], x, row, total);
+    if (panels.up == nullptr) {
+        for (int r = 0; r < R; ++r) put(out, row + r, column, count, total[r]);
+        return;
+    }
+    float gates[R][16];
+    for (int r = 0; r < R; ++r) store(gates[r], total[r]);
+    many_rows<R>(w[1], x, row, total);
+    for (int r = 0; r < R; ++r) put_gated(out, row + r, column, count, load(gates[r]), total[r]);
+}
+
 template <Format F>
 void many_of(const Panels& panels, const Activations& x, const Output& out) {
     constexpr int R = most_rows >= 8 ? 12 : most_rows;
-    float* w = static_cast<float*>(scratch(1, static_cast<size_t>(x.inputs) * 64));
+    float* space = static_cast<float*>(scratch(1, static_cast<size_t>(x.inputs) * 128));
+    const float* const w[2] = {space, space + 16 * x.inputs};
     const int64_t bytes = panel_bytes(F, x.inputs);
     for (int64_t p = 0; p < panels.count; ++p) {
-        expand<F>(panels.data + p * bytes, x.inputs, w);
-        Vec total[R];
+        expand<F>(panels.data + p * bytes, x.inputs, space);
+        if (panels.up != nullptr) expand<F>(panels.up + p * bytes, x.inputs, space + 16 * x.inputs);
         int64_t row = 0;
-        for (; row + R <= x.rows; row += R) {
-            many_rows<R>(w, x, row, total);
-            for (int r = 0; r < R; ++r)
-                put(out, row + r, panels.column + 16 * p, panels.columns - 16 * p, total[r]);
-        }
-        for (; row < x.rows; ++row) {
-            many_rows<1>(w, x, row, total);
-            put(out, row, panels.column + 16 * p, panels.columns - 16 * p, total[0]);
-        }
+        for (; row + R <= x.rows; row += R) many_rows_out<R>(w, panels, p, x, out, row);
+        for (; row < x.rows; ++row) many_rows_out<1>(w, panels, p, x, out, row);
     }
 }
 

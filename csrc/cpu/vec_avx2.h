@@ -58,6 +58,8 @@ inline void store_bf16(void* p, Vec x) {
 }
 
 inline Int set_int(int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {v, v}; }
+inline Int add(Int a, Int b) { return {_mm256_add_epi32(a.a, b.a), _mm256_add_epi32(a.b, b.b)}; }
+template <int N> inline Int shift_left(Int x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }
 inline Vec to_float(Int x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline Int load_u8(const uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

@@ -44,13 +44,10 @@ inline void store_bf16(void* p, Vec x) {
     const __m256i packed = _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16(x.v), 16));
     _mm256_storeu_si256(static_cast<__m256i*>(p), packed);
 }
-// Lane by lane (a, b) as a pair of bf16.
-inline __m512i pair_bf16(Vec a, Vec b) {
-    const __m512i high = _mm512_and_si512(round_bf16(b.v), _mm512_set1_epi32(static_cast<int>(0xffff0000)));
-    return _mm512_or_si512(_mm512_srli_epi32(round_bf16(a.v), 16), high);
-}
 
 inline Int set_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline Int add(Int a, Int b) { return {_mm512_add_epi32(a.v, b.v)}; }
+template <int N> inline Int shift_left(Int x) { return {_mm512_slli_epi32(x.v, N)}; }
 inline Vec to_float(Int x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline Int load_u8(const uint8_t* p) {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
@@ -76,9 +73,9 @@ inline Vec second_bf16(Bytes x) {
 }
 
 inline Int dot(Int acc, Bytes u, const int8_t* x) {
-    int32_t four;
-    std::memcpy(&four, x, 4);
-    return {_mm512_dpbusd_epi32(acc.v, u.v, _mm512_set1_epi32(four))};
+    // by hand, since gcc loads the four bytes in an instruction of their own
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.v) : "v"(u.v), "m"(*reinterpret_cast<const int32_t*>(x)));
+    return acc;
 }
 inline Int dot_wide(Int acc, Bytes u, const int8_t* x) { return dot(acc, u, x); }
 

@@ -39,6 +39,8 @@ inline void store_f16(void* p, Vec x) { for (int i = 0; i < 16; ++i) store_numbe
 inline void store_bf16(void* p, Vec x) { for (int i = 0; i < 16; ++i) store_number(p, Number::bf16, i, x.v[i]); }
 
 inline Int set_int(int32_t x) { Int r; for (int32_t& v : r.v) v = x; return r; }
+inline Int add(Int a, Int b) { for (int i = 0; i < 16; ++i) a.v[i] += b.v[i]; return a; }
+template <int N> inline Int shift_left(Int x) { for (int32_t& v : x.v) v *= 1 << N; return x; }
 inline Vec to_float(Int x) { Vec r; for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(x.v[i]); return r; }
 inline Int load_u8(const uint8_t* p) { Int r; for (int i = 0; i < 16; ++i) r.v[i] = p[i]; return r; }
 inline Int load_i8(const uint8_t* p) {

@@ -53,6 +53,10 @@ class FusedLinear(ColumnLinear):
     def __init__(self, build: BuildContext, in_features: int, parts: tuple[int, ...], bias: bool = False) -> None:
         super().__init__(build, in_features, parts, bias)
 
+    def gated(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """activation(first part) * second part, of two of one size: [T, in_features] -> [T, parts[1]]."""
+        return self.method.apply_gated(self, x, activation)
+
 
 class RowLinear(Linear):
     """Ranks divide the inputs; their results are summed."""

@@ -29,4 +29,4 @@ class GatedMLP(nn.Module):
         self.down = RowLinear(build.at("down"), intermediate_size, hidden_size, bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.down(self.activation(self.gate_up(hidden)))
+        return self.down(self.gate_up.gated(hidden, self.activation))

@@ -19,6 +19,15 @@ def linear_packed(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
     return bound.linear_packed(x, weight, bias)
 
 
+def gated_linear_packed(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    """activation(gate) * up, where [gate, up] is what `linear_packed` gives of a weight of two parts of one size F,
+    without being rounded before. bias [2F] or None; activation "silu", "gelu" (erf) or "gelu_tanh". Returns a
+    contiguous [T, F] of x's dtype."""
+    return bound.gated_linear_packed(x, weight, bias, activation)
+
+
 def rows_packed(ids: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     """Rows of a packed weight, as an embedding. ids [T] int64 -> [T, I]."""
     return bound.rows_packed(ids, weight, dtype)

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from octavo.distributed.shard import Shard, parameter
+from octavo.ops.activation import GATED
 from octavo.ops.linear import linear
 
 
@@ -35,6 +36,10 @@ class LinearMethod(Protocol):
     def apply(self, layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] -> [T, out_features], bias included."""
 
+    def apply_gated(self, layer: LinearLayer, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """activation(gate) * up, [gate, up] being what `apply` gives: [T, in_features] -> [T, out_features / 2]. The
+        activation by a name of ops/activation.py's GATED."""
+
     def embed(self, layer: LinearLayer, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight: ids [T] int64 -> [T, in_features] of the layer's dtype."""
 
@@ -51,6 +56,9 @@ class UnquantizedLinear:
 
     def apply(self, layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
         return linear(x, layer.weight, layer.bias)  # type: ignore[attr-defined]
+
+    def apply_gated(self, layer: LinearLayer, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return GATED[activation](self.apply(layer, x))
 
     def embed(self, layer: LinearLayer, ids: torch.Tensor) -> torch.Tensor:
         return functional.embedding(ids, layer.weight)  # type: ignore[attr-defined]

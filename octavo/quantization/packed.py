@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from octavo.distributed.shard import Shard
-from octavo.ops.linear import linear_packed, rows_packed
+from octavo.ops.linear import gated_linear_packed, linear_packed, rows_packed
 from octavo.ops.packed import BLOCK_LAYOUTS, NUMBER_FORMATS, PackedPart, PackedWeight, can_pack
 from octavo.quantization.method import LinearLayer
 
@@ -37,6 +37,9 @@ class PackedLinear:
 
     def apply(self, layer: LinearLayer, x: torch.Tensor) -> torch.Tensor:
         return linear_packed(x, self.weight, layer.bias)
+
+    def apply_gated(self, layer: LinearLayer, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return gated_linear_packed(x, self.weight, layer.bias, activation)
 
     def embed(self, layer: LinearLayer, ids: torch.Tensor) -> torch.Tensor:
         return rows_packed(ids, self.weight, layer.dtype)

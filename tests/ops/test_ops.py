@@ -372,5 +372,5 @@ def test_paged_attention(
 
 def test_every_op_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals()} | set(ACTIVATIONS) | set(test_ssm.CASES)
-    tested |= set(test_sampling.OPS)
+    tested |= set(test_sampling.OPS) | {"gated_linear_packed", "linear_packed", "rows_packed"}  # test_packed.py
     assert set(dispatch.present()) <= tested

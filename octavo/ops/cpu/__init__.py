@@ -16,7 +16,7 @@ except ImportError as error:
 from octavo.ops.cpu.activation import gelu_and_mul, gelu_tanh_and_mul, silu_and_mul
 from octavo.ops.cpu.attention import paged_attention
 from octavo.ops.cpu.batch import append_sampled, build_batch, mark_bad_rows
-from octavo.ops.cpu.linear import linear_packed, rows_packed
+from octavo.ops.cpu.linear import gated_linear_packed, linear_packed, rows_packed
 from octavo.ops.cpu.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.cpu.rope import rope_and_write, write_kv
 from octavo.ops.cpu.sampling import (
@@ -42,6 +42,7 @@ OPS = {
         argmax,
         build_batch,
         choose_tokens,
+        gated_linear_packed,
         gated_rms_norm,
         gather_logprobs,
         gelu_and_mul,

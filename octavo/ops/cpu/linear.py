@@ -5,34 +5,43 @@ from __future__ import annotations
 import torch
 
 from octavo import _cpu
+from octavo.ops.activation import GATED
 from octavo.ops.cpu.memory import empty
 from octavo.ops.packed import FORMATS, PackedWeight
 
 NUMBER = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 
 def linear_packed(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    num_rows, in_features = x.shape
     handle = weight.handle or _handle(weight)
-    out = empty((num_rows, weight.out_features), x.dtype)
+    out = empty((x.shape[0], weight.out_features), x.dtype)
+    handle.apply(*_places(x, weight, out, bias))
+    return out
+
+
+def gated_linear_packed(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    gate, up = weight.parts
+    if gate != up:  # of two formats
+        return GATED[activation](linear_packed(x, weight, bias))
+    handle = weight.handle or _handle(weight)
+    out = empty((x.shape[0], gate.out_features), x.dtype)
+    handle.apply_gated(_ACTIVATIONS[activation], *_places(x, weight, out, bias))
+    return out
+
+
+def _places(
+    x: torch.Tensor, weight: PackedWeight, out: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[int, int, int, int, int, int, int, int, int]:
+    num_rows, in_features = x.shape
     assert in_features == weight.in_features, (x.shape, weight.in_features)
     assert x.stride(1) == 1 or num_rows == 0 or in_features == 1, x.stride()
+    assert bias is None or (bias.shape[0] == weight.out_features and bias.is_contiguous()), bias.shape
     kind = NUMBER[x.dtype]
-    if bias is None:
-        handle.apply(x.data_ptr(), kind, x.stride(0), num_rows, out.data_ptr(), kind, out.stride(0), 0, 0)
-    else:
-        handle.apply(
-            x.data_ptr(),
-            kind,
-            x.stride(0),
-            num_rows,
-            out.data_ptr(),
-            kind,
-            out.stride(0),
-            bias.data_ptr(),
-            NUMBER[bias.dtype],
-        )
-    return out
+    place, bias_kind = (0, 0) if bias is None else (bias.data_ptr(), NUMBER[bias.dtype])
+    return x.data_ptr(), kind, x.stride(0), num_rows, out.data_ptr(), kind, out.shape[1], place, bias_kind
 
 
 def rows_packed(ids: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:

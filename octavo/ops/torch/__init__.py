@@ -6,7 +6,7 @@ from octavo.ops.torch.activation import gelu_and_mul, gelu_tanh_and_mul, silu_an
 from octavo.ops.torch.attention import paged_attention
 from octavo.ops.torch.batch import append_sampled, build_batch, mark_bad_rows
 from octavo.ops.torch.cache import write_kv
-from octavo.ops.torch.linear import linear, linear_packed, rows_packed
+from octavo.ops.torch.linear import gated_linear_packed, linear, linear_packed, rows_packed
 from octavo.ops.torch.norm import add_rms_norm, gated_rms_norm, rms_norm
 from octavo.ops.torch.rope import rope_and_write
 from octavo.ops.torch.sampling import (
@@ -34,6 +34,7 @@ OPS = {
         build_batch,
         causal_conv1d,
         choose_tokens,
+        gated_linear_packed,
         gated_rms_norm,
         gather_logprobs,
         gelu_and_mul,

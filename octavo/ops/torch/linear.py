@@ -21,6 +21,17 @@ def linear_packed(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | No
     return out.to(x.dtype)
 
 
+def gated_linear_packed(
+    x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None, activation: str
+) -> torch.Tensor:
+    gate, up = linear_packed(x.float(), weight, bias).chunk(2, -1)
+    if activation == "silu":
+        gate = functional.silu(gate)
+    else:
+        gate = functional.gelu(gate, approximate={"gelu": "none", "gelu_tanh": "tanh"}[activation])
+    return (gate * up).to(x.dtype)
+
+
 def rows_packed(ids: torch.Tensor, weight: PackedWeight, dtype: torch.dtype) -> torch.Tensor:
     return unpacked(weight)[ids].to(dtype)
 
