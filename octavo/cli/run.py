@@ -73,7 +73,6 @@ def open_engine(options: Options, quiet: bool = False) -> AsyncEngine:
     for reason in configured.resolved.reasons:
         if reason.option in ("model", "dtype"):
             note(f"{reason.option}: {reason.value} ({reason.why})", quiet)
-    import_module("octavo.engine.torch_import").import_torch()
     frontend = import_module("octavo.engine.frontend").start_frontend(configured)
     engine: Any = import_module("octavo.engine.async_engine").AsyncEngine
     opened: AsyncEngine = engine.from_frontend(frontend)

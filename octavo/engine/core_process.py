@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     torch_import.map_library()
     for name in _BEFORE_TORCH:
         import_module(name)
-    torch_import.import_torch()  # beside the parent, which looks for the model meanwhile
+    import_module("torch")  # beside the parent, which looks for the model meanwhile
     phases.end("torch")
     assemble = import_module("octavo.engine.assemble")
     phases.end("imports")
