@@ -67,9 +67,7 @@ def main() -> None:
         report["second start"] = {
             "server": medians([server(args.model, options) for _ in range(args.runs)]),
             "one-shot": medians([one_shot(args.model, options) for _ in range(args.runs)]),
-            "one-shot, packed anew": medians(
-                [one_shot(args.model, options, {_PACKED: "0"}) for _ in range(args.runs)]
-            ),
+            "one-shot, packed anew": medians([one_shot(args.model, options, {_PACKED: "0"}) for _ in range(args.runs)]),
         }
     if "memory" in args.what or "full" in args.what:
         report["memory"] = memory(args.model, options, fill="full" in args.what)
@@ -106,9 +104,7 @@ def server(model: str | None, options: dict[str, Any], environment: dict[str, st
     return found
 
 
-def one_shot(
-    model: str | None, options: dict[str, Any], environment: dict[str, str] | None = None
-) -> dict[str, float]:
+def one_shot(model: str | None, options: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, float]:
     begun = time.time()
     run = subprocess.run(
         [sys.executable, "-c", _ONE_SHOT, model or "", json.dumps(options)],

@@ -136,7 +136,7 @@ void expand_row(Format f, const uint8_t* row, int64_t inputs, float* to) {
     const int offset = offset_of(f);
     for (int64_t b = 0; b < inputs / 32; ++b, to += 32) {
         Block block;
-        float scale[2], minimum = 0;
+        float scale[2], minimum = -0.0f; // adding it changes nothing, the sign of a zero included
         if (has_head(f)) {
             read_k(f, row + b / 8 * ggml_group_bytes(f), static_cast<int>(b % 8), block);
             const float d = float_of_f16(block.head[0]);

@@ -27,8 +27,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable(
         _PACKED_LIMIT,
         "20",
-        "GiB of packed weights that are kept in the cache directory for CPUs, so that a later start maps them instead of "
-        "packing; those unused for longest go first. 0: none.",
+        "GiB of packed weights that are kept in the cache directory for CPUs, so that a later start maps them instead "
+        "of packing; those unused for longest go first. 0: none.",
     ),
     Variable(
         "OCTAVO_TEST_FAULTS",

@@ -81,13 +81,13 @@ def main(arguments: list[str]) -> int:
     parent = Parent(channel, arguments[1])
     started = time.perf_counter()
     phases = Phases()
-    gc.disable()  # what imports and loading make stays: to look through it again and again takes a tenth of their time
+    gc.disable()  # until all is loaded
     if cpu.has_kernels():
         env.rest_idle_threads()  # here, since torch's threads read it when its library is loaded
     torch_import.map_library()
     for name in _BEFORE_TORCH:
         import_module(name)
-    torch_import.import_torch()  # beside the parent, which looks for the model meanwhile
+    import_module("torch")  # beside the parent, which looks for the model meanwhile
     phases.end("torch")
     assemble = import_module("octavo.engine.assemble")
     phases.end("imports")

@@ -21,6 +21,7 @@ from octavo.engine.inputs import InputProcessor, PromptLimits
 from octavo.engine.outputs import OutputProcessor
 from octavo.errors import ConfigurationError, InvalidRequest
 from octavo.sampling.processors import load_classes, path_of
+from octavo.telemetry.collection import collection_paused
 from octavo.telemetry.phases import Phases
 from octavo.tokenization.chat_template import find_chat_template
 from octavo.tokenization.tokenizer import Tokenizer, end_token_ids, tokenizer_path
@@ -70,7 +71,7 @@ def start_frontend(configured: Configured) -> Frontend:
     config = configured.config
     _log.debug("choices:\n%s", explain(configured.resolved.reasons))
     phases = Phases()
-    with ThreadPoolExecutor(1, "octavo-tokenizer") as beside:
+    with ThreadPoolExecutor(1, "octavo-tokenizer") as beside, collection_paused():
         text = beside.submit(_load_text, config)
         # torch comes with it: the front end itself does without
         assemble = import_module("octavo.engine.assemble")

@@ -62,7 +62,8 @@ def assign(
     weights: Iterable[WeightSource],
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Copies each tensor to its place, cast to the parameter's dtype, or hands it to the parameter's form if that wants it.
+    """Copies each tensor to its place, cast to the parameter's dtype, or hands it to the parameter's form if it wants
+    it.
 
     WeightError for a wrong shape or a second tensor for a place, at once; for missing and unexpected tensors, at the
     end. An unexpected tensor is an error because a model that leaves a trained bias or norm out answers wrongly.

@@ -119,7 +119,8 @@ class WeightFiles:
         return sum(entry.nbytes for entry in self._entries)
 
     def __iter__(self) -> Iterator[WeightEntry]:
-        """When the next one is asked for, the pages of the last are let go: whoever still reads it maps them anew."""
+        """When the next one is asked for, the pages of the last are let go: whoever still reads a tensor of it has them
+        mapped anew, without what was written to them."""
         for entry in self._entries:
             yield entry
             entry.release()

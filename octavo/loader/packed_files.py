@@ -166,9 +166,10 @@ def _code() -> str:
 def _write(file: Any, weights: Mapping[str, torch.Tensor]) -> None:
     from octavo.ops.cpu.packing import checksum
 
-    place, entries = 0, []
+    place = 0
+    entries: list[tuple[str, int, int, int]] = []
     for name, data in weights.items():
-        entries.append([name, place, data.nbytes, checksum(data)])
+        entries.append((name, place, data.nbytes, checksum(data)))
         place += -(-data.nbytes // _ALIGNMENT) * _ALIGNMENT
     description = json.dumps({"bytes": place, "weights": entries}).encode()
     start = _start(len(description))

@@ -14,6 +14,7 @@ from octavo.config.serve_options import ServeOptions
 from octavo.engine.launch import Supervisor
 from octavo.platforms.cpu import affinity
 from octavo.server.sockets import address_of, listening
+from octavo.telemetry.collection import collection_paused
 
 logger = logging.getLogger("octavo.server")
 
@@ -25,7 +26,8 @@ def serve(options: Options, serve_options: ServeOptions) -> int:
         logger.info("listening at %s; the engine is starting", where)  # the system takes connections from here on
         supervisor = Supervisor() if len(affinity()) > 1 else None
         try:
-            run = import_module("octavo.server.run")
+            with collection_paused():
+                run = import_module("octavo.server.run")
             supervisor = supervisor or Supervisor()
             status: int = run.serve(options, serve_options, sock, supervisor)
             return status

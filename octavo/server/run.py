@@ -20,7 +20,6 @@ from octavo.config.serve_options import ServeOptions
 from octavo.engine.async_engine import AsyncEngine
 from octavo.engine.configure import configure
 from octavo.engine.launch import FrontendGroup, Supervisor
-from octavo.errors import ConfigurationError
 from octavo.server.app import make_app
 from octavo.server.certificates import CertificateWatch, check_tls
 from octavo.server.metrics import router as metrics_router

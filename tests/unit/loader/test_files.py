@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, quants
 from safetensors.torch import save_file
 
 from octavo.config.checkpoint import Checkpoint, find_checkpoint
-from octavo.config.gguf_header import BLOCK_TYPES
+from octavo.config.gguf_header import BLOCK_TYPES, read_header
 from octavo.errors import UnsupportedModel, WeightError
 from octavo.loader import files
 from octavo.loader.files import open_weights
@@ -78,6 +78,40 @@ def test_writing_to_a_read_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
 def test_tensors_outlive_the_files_object(tmp_path: Path) -> None:
     save_file({"w": torch.arange(8.0)}, tmp_path / "model.safetensors")
     assert read_all(directory_checkpoint(tmp_path))["w"].tolist() == list(range(8))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell what is in memory")
+def test_tensors_that_were_read_leave_memory_as_the_next_one_comes(tmp_path: Path) -> None:
+    tensors = {name: torch.full((1 << 20,), value) for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+    save_file(tensors, tmp_path / "model.safetensors")
+    held, seen = {}, []
+    for entry in open_weights(directory_checkpoint(tmp_path)):
+        held[entry.name] = entry.read()
+        assert float(held[entry.name].sum()) == float(tensors[entry.name].sum())
+        seen.append(resident(tmp_path / "model.safetensors"))
+    assert max(seen) < 6 << 20 and min(seen) >= 4 << 20, "one tensor of 4 MiB at a time"
+    assert resident(tmp_path / "model.safetensors") < 1 << 20
+    assert all(torch.equal(held[name], tensor) for name, tensor in tensors.items()), "they can still be read"
+
+
+def resident(path: Path) -> int:
+    """Bytes of a mapped file that are in this process's memory."""
+    found, is_of_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.split(" ", 1)[0].endswith(":"):
+            is_of_file = line.endswith(str(path))
+        elif is_of_file and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
+
+
+def test_a_header_is_read_anew_when_its_file_was_changed(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(path, "llama", sizes("llama", vocab_size=32), {})
+    first = read_header(path)
+    assert read_header(path) is first
+    write_gguf(path, "llama", sizes("llama", vocab_size=64), {})
+    assert read_header(path).metadata["llama.vocab_size"] == 64
 
 
 def sharded(path: Path) -> dict[str, torch.Tensor]:
