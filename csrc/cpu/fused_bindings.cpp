@@ -98,7 +98,8 @@ void rope_and_write(const Part& q, int64_t q_heads, const Part& k, const Part& v
                     int64_t heads, int64_t size, const Cache& cache, Address slots, Address positions, Address cos_sin,
                     int64_t num_positions, int64_t table_stride, int64_t rotated, Address q_norm, Address k_norm,
                     float eps, float offset, Address out) {
-    if (rotated < 0 || rotated > size || rotated % 2) throw std::invalid_argument("heads are shorter than their angles");
+    if (rotated < 0 || rotated > size || rotated % 2)
+        throw std::invalid_argument("heads are shorter than their angles, or those are odd");
     RopeCall call{{heads_of(k, heads), heads_of(v, heads), number_type(type), pages_of(cache),
                    pointer_to<const int64_t>(slots), tokens, size},
                   heads_of(q, q_heads), pointer_to<void>(out), pointer_to<const int64_t>(positions),

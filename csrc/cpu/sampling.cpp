@@ -104,10 +104,10 @@ Border cut(const Row& row, float* values, float* weights, int64_t n, double targ
     fused_kernels().weigh(&found.value, 1, row.greatest, row.inverse, &each);
     if (each > 0) {
         const double wanted = std::ceil((target - found.above) / each);
-        const int64_t count = wanted < 1 ? 1 : wanted >= static_cast<double>(found.num_equal) ? found.num_equal
-                                                                                            : static_cast<int64_t>(wanted);
-        if (count < found.num_equal)
+        if (wanted < static_cast<double>(found.num_equal)) {
+            const int64_t count = std::max<int64_t>(1, static_cast<int64_t>(wanted));
             return {found.value, fused_kernels().find_nth(row.logits, row.maxima, found.value, count)};
+        }
     }
     return {found.value, no_border.last_id};
 }
@@ -335,9 +335,13 @@ void mask_truncated(const LogitRows& rows, const int64_t* top_k, const float* to
     const size_t row_bytes = static_cast<size_t>(rows.size) * static_cast<size_t>(size_of(rows.type));
     each_row(rows, one, needs_masses, [&](int64_t i, Row& row) {
         char* to = static_cast<char*>(out) + static_cast<size_t>(i) * row_bytes;
-        if (is_off(i)) std::memcpy(to, row.logits.data, row_bytes);
-        else if (row.is_sound()) fused_kernels().truncate(row.logits, border_of(row, truncation_of(i, row.greatest)), to);
-        else fused_kernels().truncate(row.logits, {infinity, -1}, to); // nothing
+        if (is_off(i)) {
+            std::memcpy(to, row.logits.data, row_bytes);
+            return;
+        }
+        Border border{infinity, -1}; // nothing
+        if (row.is_sound()) border = border_of(row, truncation_of(i, row.greatest));
+        fused_kernels().truncate(row.logits, border, to);
     });
 }
 

@@ -1,5 +1,5 @@
-// From logits to tokens. Rows are looked at as blocks of logits: one pass takes the maximum of each block and the sum of
-// its weights, and what follows reads few blocks again. No row is sorted.
+// From logits to tokens. Rows are looked at as blocks of logits: one pass takes the maximum of each block and the sum
+// of its weights, and what follows reads few blocks again. No row is sorted.
 #pragma once
 
 #include <cstdint>

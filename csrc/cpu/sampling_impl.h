@@ -140,7 +140,8 @@ Selected select(float* values, float* weights, int64_t n, double target) {
             for (int64_t i = first; i < lower(n, first + 256); i += 16) {
                 const uint32_t there = n - i < 16 ? (1u << (n - i)) - 1 : 0xffff;
                 const Vec x = load(values + i);
-                const uint32_t is_above = bits_of(greater(x, border)) & there, is_equal = bits_of(equal(x, border)) & there;
+                const uint32_t is_above = bits_of(greater(x, border)) & there;
+                const uint32_t is_equal = bits_of(equal(x, border)) & there;
                 num_above += __builtin_popcount(is_above), num_equal += __builtin_popcount(is_equal);
                 if (weights == nullptr) continue;
                 const Vec weight = load(weights + i);
@@ -166,8 +167,8 @@ Selected select(float* values, float* weights, int64_t n, double target) {
     }
 }
 
-// function(first id of 16, bits of those for which test(x) holds) over blocks whose maximum is wanted; it returns whether
-// to go on.
+// function(first id of 16, bits of those for which test(x) holds) over blocks whose maximum is wanted; it returns
+// whether to go on.
 template <Number N, class Wanted, class Test, class F>
 inline void each_match(const Logits& row, const float* maxima, Wanted&& wanted, Test&& test, F&& function) {
     for (int64_t block = 0; block * logit_block < row.size; ++block) {
