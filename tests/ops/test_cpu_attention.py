@@ -217,8 +217,9 @@ def test_queries_inside_a_product_and_padding(isa: str) -> None:
 
 def test_a_recorded_call_reads_its_lengths_when_it_runs(isa: str) -> None:
     rows = ((1, 90), (12, 30), (1, 33))
-    first, second = layout_of((3, 1, 64), None, torch.bfloat16, rows=rows), random_layout(
-        [(1, 33), (1, 90), (12, 40)], 3, 1, 64, dtype=torch.bfloat16, seed=1
+    first, second = (
+        layout_of((3, 1, 64), None, torch.bfloat16, rows=rows),
+        random_layout([(1, 33), (1, 90), (12, 40)], 3, 1, 64, dtype=torch.bfloat16, seed=1),
     )
     static = [part.clone() for part in (first.q, first.query_start, first.seq_lens)]
     cache_tensor = torch.full((20, *first.cache.shape[1:]), torch.nan, dtype=torch.bfloat16)
