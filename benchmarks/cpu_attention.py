@@ -4,11 +4,12 @@
     benchmarks/cpu_attention.py [--model smollm2|qwen3] [--steps "64x1/350"] [--dtype bfloat16] [--isa avx512]
                                 [--threads 2] [--layers 30] [--no-torch] [--json FILE]
 
-A step is rows of query tokens over tokens in all: "64x1/350" is 64 rows that decode with 350 tokens each, "1x1024/1024" a
-prompt, "1x512/2048+32x1/350" a mixed step. Each layer has a cache of its own, in the pages that the engine would lay out,
-so that another cache of the machine holds it only where the model's would be held. A line is a step's attention in all
-layers: the sum of the least time of each, theirs and ours in turn. The floor is the longer of reading keys and values once
-at --bandwidth and multiplying at --peak. Other programs on the machine only ever slow a run down, so the least counts.
+A step is rows of query tokens over tokens in all: "64x1/350" is 64 rows that decode with 350 tokens each, "1x1024/1024"
+a prompt, "1x512/2048+32x1/350" a mixed step. Each layer has a cache of its own, in the pages that the engine would lay
+out, so that another cache of the machine holds it only where the model's would be held. A line is a step's attention in
+all layers: the sum of the least time of each, torch's and ours in turn. The floor is the longer of reading keys and
+values once at --bandwidth and multiplying at --peak. Other programs on the machine only ever slow a run down, so the
+least counts.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from octavo.ops import dispatch
 from octavo.platforms.cpu import read_processor, usable_cpus
 
 MODELS = {"smollm2": (9, 3, 64, 30), "qwen3": (16, 8, 128, 28)}  # heads, key heads, head size, layers
-STEPS = "1x1/128 1x1/1000 8x1/1000 64x1/350 256x1/350 16x4/500 1x1024/1024 1x2048/2048 1x512/4096 8x128/128 1x512/1024+32x1/350"
+STEPS = (
+    "1x1/128 1x1/1000 8x1/1000 64x1/350 256x1/350 16x4/500 "
+    "1x1024/1024 1x2048/2048 1x512/4096 8x128/128 1x512/1024+32x1/350"
+)
 BLOCK_SIZE = 16
 
 
@@ -120,7 +124,8 @@ def main() -> None:
     num_layers = args.layers or num_layers
     dtype, cache_dtype = getattr(torch, args.dtype), getattr(torch, args.cache_dtype or args.dtype)
     call = AttentionCall(head_dim**-0.5, num_heads, num_kv_heads, head_dim, args.window)
-    print(f"{_cpu.isa()}, {threads} threads, {num_layers} layers of {num_heads}/{num_kv_heads} heads of {head_dim}, {dtype}")
+    heads = f"{num_heads}/{num_kv_heads} heads of {head_dim}"
+    print(f"{_cpu.isa()}, {threads} threads, {num_layers} layers of {heads}, {dtype}")
     print(f"{'step':<24} {'ms':>8} {'GB/s':>6} {'TFLOP/s':>8} {'floor ms':>8} {'of floor':>8} {'torch ms':>9} {'x':>6}")
     lines = []
     for name in args.steps.split():
@@ -131,10 +136,10 @@ def main() -> None:
         pages = torch.randn(num_blocks, num_layers, 2, BLOCK_SIZE, num_kv_heads, head_dim).to(cache_dtype)
         caches = [pages[:, layer] for layer in range(num_layers)]
         q = torch.randn(sum(step.query_lens), num_heads, head_dim).to(dtype)
-        # CPUs answer subnormal numbers slowly: nothing here is one
         backends: list[AttentionBackend] = [CpuPaged()] if args.no_torch else [CpuPaged(), TorchSdpa()]
         with torch.inference_mode():
-            took = least(backends, q, caches, step, call, args.seconds, time.thread_time if args.processor_time else time.perf_counter)
+            clock = time.thread_time if args.processor_time else time.perf_counter
+            took = least(backends, q, caches, step, call, args.seconds, clock)
         seen = sum(min(length, args.window or length) for _, length in rows)
         num_bytes = num_layers * seen * 2 * num_kv_heads * head_dim * cache_dtype.itemsize
         pairs = sum(
@@ -148,7 +153,7 @@ def main() -> None:
             f"{floor * 1e3:>8.2f} {floor / took[0]:>8.0%} {theirs}",
             flush=True,
         )
-        lines.append({"step": name, "seconds": took[0], "torch": took[1:], "bytes": num_bytes, "flops": flops, "floor": floor})
+        lines.append({"step": name, "seconds": took[0], "torch": took[1:], "bytes": num_bytes, "floor": floor})
     if args.json:
         args.json.write_text(json.dumps({"isa": _cpu.isa(), "threads": threads, "lines": lines}, indent=1))
 

@@ -1,12 +1,12 @@
-"""Attention by octavo's compiled kernels, for processors: rows of every length in one call, straight from the paged cache.
+"""Attention by octavo's compiled kernels, for processors: rows of any length in one call, from the cache as it is.
 
     row 0   1 token   of 350   streamed: each key and value is read once for all query heads that share it
     row 1   1 token   of 9000  the same, in parts that threads share
     row 2   200 tokens of 512  tiles of 16 queries
     row 3   0 tokens           padding
 
-All that differs between steps is read from the step's tensors inside the call, so a recorded call serves every step of its
-size.
+All that differs between steps is read from the step's tensors inside the call, so one that was recorded serves every
+step of its size.
 """
 
 from __future__ import annotations
