@@ -122,14 +122,20 @@ void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, con
     const bool is_plain = type == Number::bf16 && inputs_ % 32 == 0 && kernel.tile != nullptr; // tiles as they are
     const auto is_few = [&](Format format) {
         if (is_quantized(format)) return rows <= kernel.most_few_quantized;
-        return rows <= kernel.most_few_floats && !(is_plain && format == Format::bf16);
+        if (format == Format::f32) return rows <= kernel.most_few_floats;
+        return rows <= kernel.most_few_short && !(is_plain && format == Format::bf16);
     };
-    bool few_numbers = false, few_quantized = false, any_many = false;
-    for (const Part& part : parts_)
-        (!is_few(part.format) ? any_many : is_quantized(part.format) ? few_quantized : few_numbers) = true;
-    const bool needs_tiles = any_many && kernel.tile != nullptr && !is_plain;
-    const bool needs_q = few_quantized;
-    const bool needs_floats = few_numbers || (any_many && kernel.tile == nullptr) || needs_q;
+    bool any_many = false, needs_tiles = false, needs_q = false, needs_floats = false;
+    for (const Part& part : parts_) {
+        if (is_few(part.format)) {
+            if (is_quantized(part.format)) needs_q = true;
+            needs_floats = true; // from which q is made
+            continue;
+        }
+        any_many = true;
+        if (kernel.tile == nullptr || part.format == Format::f32) needs_floats = true;
+        else if (!is_plain) needs_tiles = true;
+    }
 
     Activations a{};
     a.rows = rows, a.inputs = inputs_, a.stride = padded(inputs_, 32);
@@ -164,7 +170,7 @@ void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, con
     }
 
     // Panels of all parts in a row, in pairs where rows are many; rows in pieces that stay in a cache.
-    const int64_t row_bytes = a.stride * (kernel.tile != nullptr ? 2 : 4);
+    const int64_t row_bytes = a.stride * (needs_floats ? 4 : 2);
     const int64_t chunk = any_many ? most(32, rows_bytes / row_bytes / 32 * 32) : rows;
     const Shares shares(is_gated ? num_panels_ / 2 : num_panels_, num_threads());
     for (int64_t first = 0; first < rows; first += chunk) {

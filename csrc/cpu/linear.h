@@ -60,13 +60,14 @@ struct LinearKernels {
     void (*quantize)(const float* x, int64_t inputs, int64_t q_rows, int8_t* q, Rounded* rounded);
     // Weights pass once, whatever the rows: from floats for numbers, from q for quantised blocks.
     void (*few)(const Panels&, const Activations&, const Output&);
-    // Weights are expanded, a panel at a time: to float32 for `floats`, or to bf16 tiles for `tiles`.
+    // Weights are expanded, a panel at a time: to float32 for `floats`, or but for float32 itself to bf16 tiles.
     void (*many)(const Panels&, const Activations&, const Output&);
-    // Rows [16 * begin, 16 * end) into tiles. Null where `many` takes floats; where it does not, it is also the quicker
-    // for few rows if all are bf16.
+    // Rows [16 * begin, 16 * end) into tiles. Null where `many` takes floats only; where it does not, it is also the
+    // quicker for few rows if all are bf16.
     void (*tile)(const void* x, Number type, int64_t stride, int64_t rows, int64_t inputs, uint16_t* tiles,
                  int64_t begin, int64_t end);
-    int64_t most_few_floats, most_few_quantized; // rows up to which `few` is quicker
+    // Rows up to which `few` is quicker: with float32, with shorter numbers, with blocks.
+    int64_t most_few_floats, most_few_short, most_few_quantized;
 };
 
 extern const LinearKernels generic_linear, avx2_linear, avx512_linear, amx_linear;

@@ -152,11 +152,8 @@ inline void expand_tiles(const uint8_t* panel, int64_t inputs, uint16_t* out) {
         const __m512i order = pair_order();
         for (int64_t k = 0; k < padded(inputs, 32); k += 2) {
             Vec pair[2];
-            for (int i = 0; i < 2; ++i) {
-                if (k + i >= inputs) pair[i] = set(0);
-                else if (F == Format::f32) pair[i] = load(reinterpret_cast<const float*>(panel) + (k + i) * 16);
-                else pair[i] = load_f16(panel + (k + i) * 32);
-            }
+            for (int i = 0; i < 2; ++i)
+                pair[i] = k + i < inputs ? load_f16(panel + (k + i) * 32) : set(0);
             _mm512_storeu_si512(out + k * 16, bf16_pairs(pair[0], pair[1], order));
         }
     }
@@ -353,13 +350,16 @@ void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
 }
 
 template <Format F> struct ManyTiles {
-    static void run(const Panels& p, const Activations& x, const Output& out) { many_tiles<F>(p, x, out); }
+    static void run(const Panels& p, const Activations& x, const Output& out) {
+        if constexpr (F == Format::f32) many_of<F>(p, x, out); // in float32
+        else many_tiles<F>(p, x, out);
+    }
 };
 
 void many_by_tiles(const Panels& p, const Activations& x, const Output& out) { by_format<ManyTiles>(p, x, out); }
 
 } // namespace
 
-const LinearKernels amx_linear{widen, quantize, few, many_by_tiles, tile, 4, 16};
+const LinearKernels amx_linear{widen, quantize, few, many_by_tiles, tile, 8, 4, 16};
 
 } // namespace octavo

@@ -5,6 +5,6 @@
 
 namespace octavo {
 
-const LinearKernels avx2_linear{widen, quantize, few, many, nullptr, 4, 16};
+const LinearKernels avx2_linear{widen, quantize, few, many, nullptr, 4, 4, 16};
 
 } // namespace octavo

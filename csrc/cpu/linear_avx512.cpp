@@ -5,6 +5,6 @@
 
 namespace octavo {
 
-const LinearKernels avx512_linear{widen, quantize, few, many, nullptr, 8, 32};
+const LinearKernels avx512_linear{widen, quantize, few, many, nullptr, 8, 8, 32};
 
 } // namespace octavo

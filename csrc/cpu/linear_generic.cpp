@@ -5,6 +5,6 @@
 
 namespace octavo {
 
-const LinearKernels generic_linear{widen, quantize, few, many, nullptr, 1, 1};
+const LinearKernels generic_linear{widen, quantize, few, many, nullptr, 1, 1, 1};
 
 } // namespace octavo
