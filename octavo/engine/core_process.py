@@ -87,9 +87,7 @@ def main(arguments: list[str]) -> int:
     torch_import.map_library()
     for name in _BEFORE_TORCH:
         import_module(name)
-    import_module("torch")  # beside the parent, which looks for the model meanwhile
-    phases.end("torch")
-    assemble = import_module("octavo.engine.assemble")
+    assemble = import_module("octavo.engine.assemble")  # torch: beside the parent, which looks for the model meanwhile
     phases.end("imports")
     launch = parent.launch.get()
     phases.end("waiting for the configuration")

@@ -1,4 +1,5 @@
-"""`octavo serve` as a program: first the socket and the engine's process, then what answers.
+"""`octavo serve` as a program: first the socket, which takes connections at once, and the engine's process, then what
+answers.
 
 On several processors the front end's imports and the engine's run beside one another; on one, the front end's come
 first.
@@ -6,24 +7,19 @@ first.
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 
 from octavo.config.options import Options
 from octavo.config.serve_options import ServeOptions
 from octavo.engine.launch import Supervisor
 from octavo.platforms.cpu import affinity
-from octavo.server.sockets import address_of, listening
+from octavo.server.sockets import listening
 from octavo.telemetry.collection import collection_paused
-
-logger = logging.getLogger("octavo.server")
 
 
 def serve(options: Options, serve_options: ServeOptions) -> int:
     """Until a signal ends it. Returns the exit status. Raises ConfigurationError, and what loading the model raises."""
     with listening(serve_options) as sock:
-        where = address_of(sock, serve_options.ssl_certfile is not None)
-        logger.info("listening at %s; the engine is starting", where)  # the system takes connections from here on
         supervisor = Supervisor() if len(affinity()) > 1 else None
         try:
             with collection_paused():

@@ -81,6 +81,7 @@ def serve_socket(
     if on_server is not None:
         on_server(server)
     with server.capture_signals(), asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        logger.info("listening at %s; the engine is starting", address_of(sock, config.is_ssl))
         runner.run(server.run_with_engine(open_engine, sock))
     return INTERRUPTED if server.signals[:1] == [signal.SIGINT] else 0
 
@@ -114,7 +115,7 @@ def _serve_from_several(
             [sock.fileno()],
         )
         where = address_of(sock, serve_options.ssl_certfile is not None)
-        logger.info("%d processes answer at %s", serve_options.api_server_count, where)
+        logger.info("%d processes answer at %s; the engine is starting", serve_options.api_server_count, where)
         unsubscribe = supervisor.subscribe(lambda status: ends.put(None) if status.state == "dead" else None)
         ends.get()
         unsubscribe()

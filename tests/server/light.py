@@ -127,6 +127,7 @@ def _main() -> int:
     assemble: Any = ModuleType("octavo.engine.assemble")
     assemble.build_engine = build_engine
     sys.modules[assemble.__name__] = assemble
+    core_process.torch_import.map_library = lambda: None  # type: ignore[assignment]
     faults.FaultyModel = _faulty  # type: ignore[misc,assignment]
     return core_process.main(sys.argv[1:])
 
