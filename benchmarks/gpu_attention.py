@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from octavo.attention.backend import SHARED_PREFIX, AttentionCall, GroupStep, StepContext
 from octavo.attention.triton_paged import TritonPaged
 from octavo.ops.attention import PrefixGroups
-from octavo.ops.triton.attention_work import DecodeConfig, PrefillConfig, decode_config, device_limits, prefill_config
+from octavo.ops.triton.attention_work import DecodeConfig, PrefillConfig, decode_config, device_limits
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 128, 16
 LAYERS = 32  # whose pages share a block
@@ -71,6 +71,8 @@ DECODE_CONFIGS: dict[str, dict[str, Any]] = {
     "chunks from 256": {"min_chunk": 256},
     "half the programs": {"max_programs": 0.5},
     "combined apart": {"fused": False},
+    "stream, 2 a processor": {"fill": 0.25, "num_warps": 8, "stream": True},
+    "stream, 1 a processor": {"fill": 0.125, "block_n": 128, "num_warps": 8, "stream": True},
 }
 PREFILL_CONFIGS = [
     PrefillConfig(128, 128, 8, 3),
@@ -147,13 +149,18 @@ def step_of(p: Problem) -> StepContext:
 CALL = AttentionCall(SCALE, HEADS, KV_HEADS, HEAD_DIM)
 
 
-def ours(decode: DecodeConfig | None = None, prefill: PrefillConfig | None = None) -> TritonPaged:
-    limits = device_limits(DEVICE)
-    backend = TritonPaged()
-    backend._configs[HEAD_DIM, DTYPE] = (
-        decode or decode_config(HEAD_DIM, DTYPE, limits),
-        prefill or prefill_config(HEAD_DIM, DTYPE, limits),
-    )
+def ours(
+    decode: DecodeConfig | None = None, prefill: PrefillConfig | None = None, make: type[TritonPaged] = TritonPaged
+) -> TritonPaged:
+    """A backend, with these configurations instead of its own."""
+    backend = make()
+    own = backend._config
+
+    def config(*args: Any) -> tuple[DecodeConfig, PrefillConfig]:
+        its_decode, its_prefill = own(*args)
+        return decode or its_decode, prefill or its_prefill
+
+    backend._config = config  # type: ignore[method-assign]
     return backend
 
 
@@ -469,12 +476,7 @@ def main() -> None:
         try:
             from octavo.attention.flash_triton import FlashTriton
 
-            def flash() -> TritonPaged:
-                backend = FlashTriton()
-                backend._configs.update(ours(decode, prefill)._configs)
-                return backend
-
-            backends["flash_triton"] = flash
+            backends["flash_triton"] = lambda: ours(decode, prefill, FlashTriton)
         except ImportError as error:
             print(f"flash_triton is not measured: {error}")
         if "table" in sections:

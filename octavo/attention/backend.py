@@ -68,6 +68,7 @@ class StepContext:
     groups: list[GroupStep]
     rows: torch.Tensor  # [R] int64: rows of the row table
     extras: dict[str, Any] = field(default_factory=dict)  # what extensions add, by name
+    last_tokens: torch.Tensor | None = None  # [R] int64: of each row. If given, other tokens' final states are not used
 
     @property
     def num_tokens(self) -> int:

@@ -39,6 +39,8 @@ from octavo.ops.triton.attention_work import (
 FLOATS = ("float32", "bfloat16", "float16")
 MAX_HEAD_DIM = 256
 
+Configs = tuple[DecodeConfig, PrefillConfig]
+
 
 @dataclass(slots=True)
 class PagedPlan:
@@ -71,7 +73,7 @@ class TritonPaged:
 
     def __init__(self) -> None:
         self.workspace = Workspace()
-        self._configs: dict[Hashable, tuple[DecodeConfig, PrefillConfig]] = {}
+        self._configs: dict[Hashable, Configs] = {}
         self._bounds: tuple[list[int], Bounds] | None = None
 
     def why_not(self, query: AttentionQuery) -> str | None:
@@ -106,7 +108,8 @@ class TritonPaged:
     ) -> torch.Tensor:
         out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
         self.decode(q_TNH, cache, step, group, call, out)
-        heads, (_, prefill) = _heads(call), self._config(call, q_TNH)
+        heads = _heads(call)
+        _, prefill = self._config(step.groups[group].plan, call.head_dim, q_TNH.dtype, q_TNH.device)
         work, _ = self._work(step, group, heads, cache.shape[2], q_TNH)
         prefill_attention(q_TNH, cache, step.groups[group].block_table, work, out, heads, prefill)
         return out
@@ -121,8 +124,8 @@ class TritonPaged:
         out_TNH: torch.Tensor,
     ) -> None:
         """Only the rows of few query tokens."""
-        heads, (decode, prefill) = _heads(call), self._config(call, q_TNH)
-        table = step.groups[group].block_table
+        heads, table = _heads(call), step.groups[group].block_table
+        decode, prefill = self._config(step.groups[group].plan, call.head_dim, q_TNH.dtype, q_TNH.device)
         work, prefixes = self._work(step, group, heads, cache.shape[2], q_TNH)
         parts = None
         if prefixes is not None:
@@ -135,7 +138,7 @@ class TritonPaged:
         plan: PagedPlan = step.groups[group].plan
         key = (heads.window, heads.num_kv_heads, heads.group, heads.head_dim, q_TNH.dtype)
         if key not in plan.work:
-            decode, prefill = self._configs[heads.head_dim, q_TNH.dtype]
+            decode, prefill = self._config(plan, heads.head_dim, q_TNH.dtype, q_TNH.device)
             prefixes = None
             if plan.groups is not None and heads.window is None:
                 prefixes = list_prefixes(plan.groups, plan.bounds, heads, page, decode, prefill, self.workspace)
@@ -153,11 +156,12 @@ class TritonPaged:
             plan.work[key] = work, prefixes
         return plan.work[key]
 
-    def _config(self, call: AttentionCall, q_TNH: torch.Tensor) -> tuple[DecodeConfig, PrefillConfig]:
-        key = (call.head_dim, q_TNH.dtype)
+    def _config(self, plan: PagedPlan, head_dim: int, dtype: torch.dtype, device: torch.device) -> Configs:
+        rows = None if plan.groups is not None else plan.bounds.rows  # what shares a prefix needs no even split
+        key = (head_dim, dtype, rows)
         if key not in self._configs:
-            limits = device_limits(q_TNH.device)
-            self._configs[key] = decode_config(*key, limits), prefill_config(*key, limits)
+            limits = device_limits(device)
+            self._configs[key] = decode_config(head_dim, dtype, limits, rows), prefill_config(head_dim, dtype, limits)
         return self._configs[key]
 
 

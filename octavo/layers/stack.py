@@ -25,7 +25,7 @@ from octavo.loader.weight_map import WeightMap
 
 
 class DecoderBlock(nn.Module):
-    """One layer, with a norm before each sublayer. Another wiring overrides `forward`."""
+    """One layer, with a norm before each sublayer. Another wiring overrides `mix` and `feed`, or `forward`."""
 
     attn: SelfAttention
     mlp: GatedMLP
@@ -36,8 +36,17 @@ class DecoderBlock(nn.Module):
         self, hidden: torch.Tensor, residual: torch.Tensor | None, step: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both [T, hidden_size]; the first block has no residual yet. The sum of both results is the block's output."""
+        return self.feed(*self.mix(hidden, residual, step))
+
+    def mix(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, step: StepContext
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What brings tokens together: attention."""
         hidden, residual = self.attn_norm.add(hidden, residual)
-        hidden = self.attn(hidden, step)
+        return self.attn(hidden, step), residual
+
+    def feed(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is done to each token alone."""
         hidden, residual = self.mlp_norm.add(hidden, residual)
         return self.mlp(hidden), residual
 
@@ -55,13 +64,21 @@ class DecoderStack(nn.Module):
             block(fields, layer, build.at(f"layers.{layer}")) for layer in range(fields.num_layers)
         )
         self.norm = norm(build, fields.hidden_size, fields.norm_eps)
-        self._blocks = tuple(self.layers)  # indexing a ModuleList costs more than a small block's norm
+        self._blocks: tuple[Any, ...] = tuple(self.layers)  # indexing a ModuleList costs more than a small block's norm
+        self._has_parts = type(self._blocks[-1]).forward is DecoderBlock.forward
 
     def forward(self, input_ids: torch.Tensor, step: StepContext) -> torch.Tensor:
         hidden, residual = self.embed(input_ids), None
-        for block in self._blocks:
+        for block in self._blocks[:-1]:
             hidden, residual = block(hidden, residual, step)
-        return self.norm.add(hidden, residual)[0]
+        last, wanted = self._blocks[-1], step.last_tokens
+        if wanted is None or not self._has_parts:
+            return self.norm.add(*last(hidden, residual, step))[0]
+        # Once the last layer's keys and values are in the cache, nothing needs most tokens any more.
+        hidden, residual = last.mix(hidden, residual, step)
+        found = torch.zeros_like(hidden)
+        hidden, residual = last.feed(hidden[wanted], residual[wanted])
+        return found.index_copy_(0, wanted, self.norm.add(hidden, residual)[0])
 
 
 class CausalLM(nn.Module):

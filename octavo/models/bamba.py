@@ -62,13 +62,11 @@ class BambaMambaBlock(DecoderBlock):
         self.mlp_norm = RMSNorm(build, f.hidden_size, f.norm_eps)
         self.mlp = GatedMLP(build, f.hidden_size, f.intermediate_size, f.activation, f.mlp_bias)
 
-    def forward(
+    def mix(
         self, hidden: torch.Tensor, residual: torch.Tensor | None, step: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, residual = self.attn_norm.add(hidden, residual)
-        hidden = self.mixer(hidden, step)
-        hidden, residual = self.mlp_norm.add(hidden, residual)
-        return self.mlp(hidden), residual
+        return self.mixer(hidden, step), residual
 
 
 def block_of(f: BambaFields, layer: int, build: BuildContext) -> DecoderBlock:

@@ -76,11 +76,13 @@ class Gemma3Block(DecoderBlock):
         self.mlp_norm = OffsetRMSNorm(build, f.hidden_size, f.norm_eps)
         self.after_mlp_norm = OffsetRMSNorm(build, f.hidden_size, f.norm_eps)
 
-    def forward(
+    def mix(
         self, hidden: torch.Tensor, residual: torch.Tensor | None, step: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, residual = self.attn_norm.add(hidden, residual)
-        hidden = self.after_attn_norm(self.attn(hidden, step))
+        return self.after_attn_norm(self.attn(hidden, step)), residual
+
+    def feed(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         hidden, residual = self.mlp_norm.add(hidden, residual)
         return self.after_mlp_norm(self.mlp(hidden)), residual
 

@@ -17,6 +17,8 @@ from octavo.runner.graphs import Computed, Graphs, GraphTotals
 from octavo.runner.model import Model
 from octavo.runner.row_table import RowTable
 
+LEAST_TOKENS_A_ROW = 4  # from here on it pays to compute the last layer's end for the last token of each row alone
+
 
 class RowOwner(Protocol):
     """What keeps something for each row."""
@@ -80,11 +82,14 @@ class ModelRunner:
         if batch.bucket is None:
             return None
         keys = (extension.graph_key(batch) for extension in self._extensions)
-        return batch.bucket, self.model.graph_key(batch.step), *keys
+        return batch.bucket, bool(batch.scored), self.model.graph_key(batch.step), *keys
 
     def _compute(self, batch: Batch) -> Computed:
         """What a graph captures: hidden states, and the rows where they are not finite."""
         step = batch.step
+        if not batch.scored and step.num_tokens >= LEAST_TOKENS_A_ROW * step.num_rows:
+            # Of a row of padding, that of another; of a rehearsal, whose batch nobody wrote, the first.
+            step.last_tokens = (step.query_start[1:].long() - 1).clamp_(min=0)
         self.model.plan(step)
         hidden = self.model.forward(batch.input_ids, step)
         return hidden, mark_bad_rows(hidden, batch.row_of_token, step.num_rows)

@@ -109,9 +109,12 @@ class PagedModel:
         self.rows.append(Row(token_ids, blocks=[[] for _ in self.specs]))
         return len(self.rows) - 1
 
-    def step(self, scheduled: Mapping[int, int]) -> dict[int, torch.Tensor]:
-        """Computes the next `scheduled[row]` tokens of each row: row -> logits [n, vocab] at those positions."""
+    def step(self, scheduled: Mapping[int, int], only_last: bool = False) -> dict[int, torch.Tensor]:
+        """Computes the next `scheduled[row]` tokens of each row: row -> logits [n, vocab] at those positions. With
+        `only_last`, the model is told that nobody looks at any but the last."""
         context, input_ids = self._context(scheduled)
+        if only_last:
+            context.last_tokens = context.query_start[1:].long() - 1
         with torch.inference_mode():
             self.model.plan(context)
             logits = self.model.logits(self.model(input_ids, context))

@@ -138,6 +138,24 @@ def test_half_precision_is_as_near_as_torch_s(family: str, gpu: str) -> None:
     assert 0 < ours <= 2 * torchs
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_so_it_is_from_wide_pages(family: str, gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long prompts are read (attention/flash_triton.py), and not as these short ones would be."""
+    flash = pytest.importorskip("octavo.attention.flash_triton")
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("needs Hopper")
+    for name in ("LEAST_WIDE_TOKENS", "LEAST_QUERIES"):
+        monkeypatch.setattr(flash, name, 1)
+    copied = []
+    copy = flash.copy_pages
+    monkeypatch.setattr(flash, "copy_pages", lambda *given: copied.append(copy(*given)))
+    (ours, _), (torchs, _) = errors(FAMILIES[family], gpu, [("flash_triton",), ("torch_sdpa",)])
+    print(f"{family}: {ours:.5f} from wide pages; {torchs:.5f} with torch's attention")
+    assert copied
+    assert 0 < ours <= 2 * torchs
+
+
 def test_every_architecture_with_attention_has_a_row() -> None:
     assert {config["architectures"][0] for config in FAMILIES.values()} == set(registry.architectures()) - NO_ATTENTION
 

@@ -163,5 +163,21 @@ def test_logits_equal_those_of_transformers(reference: Reference, chunk: int) ->
         torch.testing.assert_close(torch.cat(steps[row]), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("reference", ["llama", "gemma3", "bamba", "mamba2"], indirect=True)
+def test_the_last_layer_ends_with_the_last_tokens_where_no_others_are_wanted(reference: Reference) -> None:
+    """What lies in the caches then is the same. Layers that only mix have nothing to leave out."""
+    paged = PagedModel(load_model(reference.folder, reference.max_model_len))
+    first, second = (paged.add(text.tolist()) for text in reference.texts[:2])
+    for counts in ({first: 40, second: 9}, {second: 20, first: 5}):
+        for row, logits in paged.step(counts, only_last=True).items():
+            at = paged.rows[row].num_computed - 1
+            torch.testing.assert_close(logits[-1], reference.logits[row, at], atol=1e-4, rtol=0)
+            assert logits[:-1].any() == (type(paged.model).__name__ == "Mamba2")
+    for row, logits in paged.step({first: 3, second: 8}).items():
+        done = paged.rows[row].num_computed
+        expected = reference.logits[row, done - len(logits) : done]
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
 def test_every_architecture_has_a_variant() -> None:
     assert {f"{family}ForCausalLM" for family, _, _ in VARIANTS.values()} == set(registry.architectures())

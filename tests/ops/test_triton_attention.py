@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import random
 import sys
+import threading
 from dataclasses import replace
+from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -27,6 +29,7 @@ from octavo.ops.dispatch import implementation_of
 from octavo.ops.triton.attention_decode import decode_attention
 from octavo.ops.triton.attention_prefill import prefill_attention
 from octavo.ops.triton.attention_rows import gather_long_rows
+from octavo.ops.triton.attention_wide import copy_pages, list_pages
 from octavo.ops.triton.attention_work import (
     Bounds,
     DecodeConfig,
@@ -121,10 +124,11 @@ def test_each_number_of_decode_tokens(num_queries: int) -> None:
     close(run(layout, heads_of(layout)), dense_attention(layout, 0.3, None, None))
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_long_row_is_split_and_combined(fused: bool) -> None:
+def test_a_long_row_is_split_and_combined(fused: bool, stream: bool) -> None:
     """Many splits, of which the last is short; then others in the same buffers, whose counts must be back at zero."""
-    config, workspace = replace(DECODE, fill=32, max_programs=6, fused=fused), Workspace()
+    config, workspace = replace(DECODE, fill=32, max_programs=6, fused=fused, stream=stream), Workspace()
     for seed in (0, 1):
         layout = random_layout([(1, 150), (2, 7), (3, 100)], 4, 2, 16, seed=seed)
         found = run(layout, heads_of(layout), config, workspace=workspace)
@@ -160,7 +164,8 @@ def test_sinks(window: int | None) -> None:
     close(found, expected)
 
 
-def test_lengths_are_read_on_the_device() -> None:
+@pytest.mark.parametrize("config", [DECODE, replace(DECODE, stream=True)], ids=["splits", "stream"])
+def test_lengths_are_read_on_the_device(config: DecodeConfig) -> None:
     """One list of work within padded bounds serves another mixture: rows and tokens of padding stay untouched."""
     bounds = Bounds(8, SMALL, 4, 40)
     workspace = Workspace()
@@ -176,8 +181,8 @@ def test_lengths_are_read_on_the_device() -> None:
         q[:num_tokens] = moved.q
         out = torch.full_like(q, torch.nan)
         heads = heads_of(layout)
-        work = list_work(query_start, seq_lens, bounds, heads, 16, DECODE, PREFILL, workspace)
-        decode_attention(q, moved.cache, moved.block_table, work, out, heads, DECODE, workspace)
+        work = list_work(query_start, seq_lens, bounds, heads, 16, config, PREFILL, workspace)
+        decode_attention(q, moved.cache, moved.block_table, work, out, heads, config, workspace)
         prefill_attention(q, moved.cache, moved.block_table, work, out, heads, PREFILL)
         close(out[:num_tokens], expected)
         assert out[num_tokens:].isnan().all()
@@ -193,8 +198,8 @@ def test_the_list_of_work_covers_every_key_once_within_its_bounds() -> None:
     counts = torch.tensor([1, 2, 4, 5, 40, 0, 0])[torch.randint(0, 7, (60,), generator=generator)]
     lengths = (counts + torch.randint(0, 900, (60,), generator=generator)) * (counts > 0)
     starts = torch.cat((torch.zeros(1, dtype=torch.int64), counts.cumsum(0)))
-    for fill in (2, 400):
-        config = replace(DECODE, fill=fill, min_chunk=48)
+    for fill, stream in ((2, False), (400, False), (2, True), (40, True), (9000, True)):
+        config = replace(DECODE, fill=fill, min_chunk=48, stream=stream)
         heads = Heads(8, 2, 16, 0.3)
         bounds = Bounds(60, SMALL, int((counts > SMALL).sum()), int(starts[-1]))
         work = list_work(
@@ -215,6 +220,14 @@ def test_the_list_of_work_covers_every_key_once_within_its_bounds() -> None:
             assert (split == num_splits - 1) == (end == lengths[row])
             seen[row] = end
         assert seen == {row: int(lengths[row]) for row in range(60) if 0 < counts[row] <= SMALL}
+        if stream:  # the programs have equal shares, but for the last of them and for rows' ends within a share
+            bounds_of = work.starts.cpu()[: work.target + 1].tolist()
+            assert bounds_of[0] == 0 and bounds_of[-1] == len(items) and bounds_of == sorted(bounds_of)
+            units = [
+                sum(-(-(end - begin) // 16) for *_, begin, end, _, _, _ in items[a:b]) for a, b in pairwise(bounds_of)
+            ]
+            shares = [number for number in units if number]
+            assert set(shares[:-1]) <= {shares[0]} and shares[-1] <= shares[0] and sum(units[len(shares) :]) == 0
         tokens_of: dict[int, list[int]] = {}
         for row, first_token, tokens, position in tiles:
             assert position - first_token == lengths[row] - starts[row + 1]
@@ -263,6 +276,29 @@ def attend(backend: TritonPaged, layout: Layout, step: StepContext, window: int 
     moved = on_device(layout)
     with torch.inference_mode():
         return backend.forward(moved.q, moved.cache, step, 0, call)
+
+
+def test_wide_pages_hold_the_rows_and_zeros_after_them() -> None:
+    """Of an earlier step, which filled other pages, nothing is left in those that rows have."""
+    workspace = Workspace()
+    for rows, seed in (([(300, 300), (9, 140)], 0), ([(9, 9), (130, 257), (20, 128)], 1)):
+        layout = on_device(random_layout(rows, 4, 2, 20, seed=seed))
+        bounds = Bounds(len(rows), SMALL, 4, len(layout.q))
+        long = gather_long_rows(layout.query_start, layout.seq_lens, layout.block_table, bounds, workspace, 0)
+        pages = list_pages(long, 1024, layout.cache, workspace)
+        copy_pages(layout.cache, long, pages)
+        assert len(pages.keys) == len(pages.values) == 8
+        used = []
+        for row, (_, length) in enumerate(rows):
+            count = -(-length // 128)
+            its = pages.table[row, :count].long()
+            used += its.tolist()
+            blocks = layout.block_table[row].long()
+            for part, found in enumerate((pages.keys[its], pages.values[its])):
+                expected = layout.cache[blocks, part].flatten(0, 1)[:length]
+                assert torch.equal(found.flatten(0, 1)[:length], expected)
+                assert not found.flatten(0, 1)[length:].any()
+        assert len(set(used)) == len(used)
 
 
 def test_the_op_equals_the_specification() -> None:
@@ -420,6 +456,37 @@ def test_flash_attention_gets_the_long_rows(flash: Any, window: int | None) -> N
     assert call["seqused_k"].tolist() == [9, 70, 50, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("window", [None, 300])
+def test_flash_attention_reads_long_rows_from_wide_pages(
+    flash: Any, monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """Layers with a window do not, and steps do not whose keys are too few, too many or read too seldom."""
+    module, calls = flash
+    monkeypatch.setattr(module, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(module, "LEAST_WIDE_TOKENS", 384)
+    monkeypatch.setattr(module, "WIDE_TOKENS", 640)
+    monkeypatch.setattr(module, "LEAST_QUERIES", 20)
+    backend = module.FlashTriton()
+    for rows, is_wide in (
+        ([(1, 40), (90, 200), (2, 70), (60, 130)], True),
+        ([(1, 40), (90, 200), (60, 128)], True),
+        ([(1, 40), (90, 200)], False),  # few keys
+        ([(1, 700), (90, 400), (60, 300)], False),  # many
+        ([(1, 40), (20, 200), (20, 130)], False),  # read seldom
+    ):
+        layout = random_layout(rows, 4, 2, 16, window=window)
+        step = step_of(layout, padding=5)
+        assert backend.is_wide(step) == is_wide
+        assert backend.graph_key(step) == (TritonPaged().graph_key(step), is_wide)
+        found = attend(backend, layout, step, window)
+        close(found, dense_attention(layout, 0.3, window, None))
+        call = calls.pop()
+        assert call["page_table"].shape[1] == (
+            -(-layout.block_table.shape[1] // 8) if is_wide and not window else layout.block_table.shape[1]
+        )
+        assert call["pack_gqa"] is (False if is_wide and not window else None)
+
+
 def test_flash_attention_is_not_called_for_a_decode_step(flash: Any) -> None:
     module, calls = flash
     layout = random_layout([(1, 30), (4, 31)], 4, 2, 16)
@@ -445,14 +512,48 @@ def test_where_flash_attention_cannot_be_imported_octavo_s_kernel_serves(flash: 
     assert not calls
 
 
-def test_flash_attention_is_compiled_once_for_layers_that_are_alike(flash: Any) -> None:
+@pytest.mark.parametrize("capability", [(10, 0), (9, 0)])
+def test_flash_attention_is_compiled_once_for_layers_that_are_alike(
+    flash: Any, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    """On Hopper, for wide pages too."""
     module, calls = flash
+    monkeypatch.setattr(module, "_capability", lambda device: capability)
+    monkeypatch.setattr(module, "WIDE_TOKENS", 640)
     layout, backend = random_layout([(9, 9), (2, 70)], 4, 2, 16), module.FlashTriton()
     with ahead.Rehearsal(torch.device("cpu"), num_threads=1):
         for _ in range(2):
             attend(backend, layout, step_of(layout))
     close(attend(backend, layout, step_of(layout)), dense_attention(layout, 0.3, None, None))
-    assert len(calls) == 2  # one to compile it
+    assert len(calls) == (3 if capability == (9, 0) else 2)  # one is what was asked for
+
+
+def test_flash_attention_compiles_on_one_thread_at_a_time(flash: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compiler keeps what it is at in one place. Calls of a kind that was compiled need not wait for another."""
+    module, _ = flash
+    monkeypatch.setattr(module, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(module, "WIDE_TOKENS", 640)
+    backend, inside, most, may_end = module.FlashTriton(), [], [], threading.Event()
+
+    def compile_slowly(q: torch.Tensor, *_: Any, **given: Any) -> tuple[torch.Tensor, None]:
+        inside.append(given["pack_gqa"])
+        most.append(len(inside))
+        assert may_end.wait(10)
+        inside.pop()
+        return torch.zeros_like(q), None
+
+    backend._flash = SimpleNamespace(function=lambda: compile_slowly)
+    layout = random_layout([(9, 9), (2, 70)], 4, 2, 16)
+    with ahead.Rehearsal(torch.device("cpu"), num_threads=4):
+        for window in (None, 30):
+            attend(backend, layout, step_of(layout), window)
+    threading.Timer(0.3, may_end.set).start()
+    attend(backend, layout, step_of(layout))
+    ahead._beside.clear()
+    backend._compiling.acquire()  # as of another thread that compiles
+    attend(backend, layout, step_of(layout))
+    assert len(most) == 5
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from octavo.ops.triton.attention_prefix import PrefixParts
 from octavo.ops.triton.attention_tiles import FLOOR, attend, combine
-from octavo.ops.triton.attention_work import RECORD, DecodeConfig, Heads, Work, Workspace
+from octavo.ops.triton.attention_work import RECORD, DecodeConfig, Heads, Work, Workspace, head_block
 from octavo.ops.triton.chain import follow, launch_options
 
 
@@ -18,6 +18,7 @@ def _decode_kernel(
     cache,
     block_table,
     items,
+    starts,  # [programs + 1] int32, if STREAM: each program's first item
     out,
     sinks,
     parts_out,
@@ -48,6 +49,7 @@ def _decode_kernel(
     HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
+    STREAM: tl.constexpr,
     FUSED: tl.constexpr,  # the last split to end combines them all; else _combine_kernel does
     PRECISION: tl.constexpr,
     RECORD: tl.constexpr,
@@ -61,8 +63,11 @@ def _decode_kernel(
     head = kv_head * GROUP + line % GROUP
     k_base = cache + kv_head * head_stride
     v_base = k_base + value_stride
-    num_items = tl.load(items)
-    for item in range(tl.program_id(1), num_items, tl.num_programs(1)):
+    if STREAM:
+        first_item, last_item, stride = tl.load(starts + tl.program_id(1)), tl.load(starts + tl.program_id(1) + 1), 1
+    else:
+        first_item, last_item, stride = tl.program_id(1), tl.load(items), tl.num_programs(1)
+    for item in range(first_item, last_item, stride):
         record = items + (1 + item) * RECORD
         row = tl.load(record).to(tl.int64)
         first_token = tl.load(record + 1)
@@ -191,19 +196,21 @@ def decode_attention(
     device = q_TNH.device
     num_kv_heads = heads.num_kv_heads
     block_m = max(16, triton.next_power_of_2(work.bounds.decode_tokens * heads.group))
-    block_h = triton.next_power_of_2(heads.head_dim)
+    block_h = head_block(heads.head_dim)
     slots = 2 * work.target
     name = (num_kv_heads, block_m, block_h)
     parts_out = workspace.take(("parts", *name), slots * num_kv_heads * block_m * block_h, torch.float32, device)
     parts_lse = workspace.take(("sums", *name), slots * num_kv_heads * block_m, torch.float32, device)
     arrived = workspace.take(("arrived", num_kv_heads), slots * num_kv_heads, torch.int32, device)
     scale, cap = heads.logits()
-    grid = (num_kv_heads, min(work.max_items, -(-config.max_programs // num_kv_heads)))
+    programs = work.target if config.stream else min(work.max_items, -(-config.max_programs // num_kv_heads))
+    grid = (num_kv_heads, programs)
     _decode_kernel[grid](
         q_TNH,
         cache,
         block_table_RB,
         work.items,
+        work.starts,
         out_TNH,
         heads.sinks,
         parts_out,
@@ -234,6 +241,7 @@ def decode_attention(
         HAS_CAP=heads.soft_cap is not None,
         HAS_SINKS=heads.sinks is not None,
         HAS_PREFIX=prefix is not None,
+        STREAM=config.stream,
         FUSED=config.fused,
         PRECISION="ieee",
         RECORD=RECORD,

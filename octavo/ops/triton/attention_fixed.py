@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.triton.attention_tiles import FLOOR, attend
-from octavo.ops.triton.attention_work import RECORD, DeviceLimits, Heads, Work
+from octavo.ops.triton.attention_work import RECORD, DeviceLimits, Heads, Work, head_block
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class FixedConfig:
 
 def fixed_config(head_dim: int, dtype: torch.dtype, limits: DeviceLimits) -> FixedConfig:
     """By the layer and the device alone."""
-    line = triton.next_power_of_2(head_dim) * dtype.itemsize
+    line = head_block(head_dim) * dtype.itemsize
     if dtype == torch.float32:
         return FixedConfig(16, 32 if line <= 512 else 16, 4, 1)
     block_m, block_n = 64, 64 if line <= 256 else 32
@@ -161,7 +161,7 @@ def fixed_attention(
         PAGE=cache.shape[2],
         BLOCK_M=max(config.block_m, triton.next_power_of_2(heads.group)),
         BLOCK_N=config.block_n,
-        BLOCK_H=triton.next_power_of_2(heads.head_dim),
+        BLOCK_H=head_block(heads.head_dim),
         HAS_WINDOW=heads.window is not None,
         HAS_CAP=heads.soft_cap is not None,
         HAS_SINKS=heads.sinks is not None,

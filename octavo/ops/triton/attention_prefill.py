@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from octavo.ops.triton.attention_tiles import FLOOR, attend
-from octavo.ops.triton.attention_work import RECORD, Heads, PrefillConfig, Work
+from octavo.ops.triton.attention_work import RECORD, Heads, PrefillConfig, Work, head_block
 
 
 @triton.jit(do_not_specialize=["table_stride", "window"])
@@ -201,7 +201,7 @@ def prefill_attention(
         PAGE=cache.shape[2],
         BLOCK_M=max(config.block_m, triton.next_power_of_2(heads.group)),
         BLOCK_N=config.block_n,
-        BLOCK_H=triton.next_power_of_2(heads.head_dim),
+        BLOCK_H=head_block(heads.head_dim),
         HAS_WINDOW=heads.window is not None,
         HAS_CAP=heads.soft_cap is not None,
         HAS_SINKS=heads.sinks is not None,

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from octavo.ops.attention import PrefixGroups
 from octavo.ops.triton.attention_tiles import FLOOR, attend
-from octavo.ops.triton.attention_work import RECORD, Bounds, DecodeConfig, Heads, PrefillConfig, Workspace
+from octavo.ops.triton.attention_work import RECORD, Bounds, DecodeConfig, Heads, PrefillConfig, Workspace, head_block
 from octavo.ops.triton.chain import follow, launch_options
 
 MAX_SPLITS = 4  # of one prefix: each adds a read of its part for every row
@@ -307,7 +307,7 @@ def prefix_attention(
     """What the rows of the groups see in their shared blocks; `decode_attention` adds it to the rest. Sinks are left
     to that, and layers with a window are not served."""
     device, bounds = q_TNH.device, work.bounds
-    block_h = triton.next_power_of_2(heads.head_dim)
+    block_h = head_block(heads.head_dim)
     places = MAX_SPLITS * bounds.rows * bounds.decode_tokens * heads.num_heads
     out = workspace.take(("prefix parts", block_h), places * block_h, torch.float32, device)
     lse = workspace.take(("prefix sums", block_h), places, torch.float32, device)

@@ -30,7 +30,13 @@ DECODE_TOKENS = 4  # query tokens of a row that the decode kernel takes, unless 
 @dataclass(frozen=True)
 class DecodeConfig:
     """How the decode kernel runs. `fill` programs are aimed at: where there are fewer rows than that, they are split,
-    but into no fewer than `min_chunk` keys each. More than `max_programs` are never launched: programs loop."""
+    but into no fewer than `min_chunk` keys each. More than `max_programs` are never launched: programs loop.
+
+    Or, as a `stream`, all keys of all rows are cut into `fill` equal shares, wherever rows end; a program has a share:
+
+        rows      0 0 0 0 0 0 0 0 | 1 1 1 1 | 2 2 2 2 2 2
+        programs  0 0 0 0 0 0 1 1 | 1 1 1 1 | 2 2 2 2 2 2
+    """
 
     block_n: int = 64
     num_warps: int = 4
@@ -39,6 +45,7 @@ class DecodeConfig:
     min_chunk: int = 128
     max_programs: int = 2112
     fused: bool = True
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,22 @@ _PREFILL = {
 _PREFILL_FLOAT32 = PrefillConfig(block_m=32, block_n=32, num_warps=8, num_stages=1)
 
 
+# For steps of few rows: (most rows, how), where `fill` counts programs that share a processor.
+_STREAMS = (
+    (8, DecodeConfig(block_n=128, num_warps=8, num_stages=3, fill=1, stream=True)),
+    (64, DecodeConfig(block_n=64, num_warps=8, num_stages=3, fill=2, stream=True)),
+)
+
+
 @dataclass(frozen=True)
 class DeviceLimits:
     processors: int
     shared_bytes: int  # that one program may have
+
+
+def head_block(head_dim: int) -> int:
+    """BLOCK_H: a power of two, as matrix units take it."""
+    return max(16, triton.next_power_of_2(head_dim))
 
 
 @cache
@@ -83,15 +102,21 @@ def device_limits(device: torch.device) -> DeviceLimits:
     return DeviceLimits(properties.multi_processor_count, shared)
 
 
-def decode_config(head_dim: int, dtype: torch.dtype, limits: DeviceLimits) -> DecodeConfig:
-    line = triton.next_power_of_2(head_dim) * dtype.itemsize
+def decode_config(head_dim: int, dtype: torch.dtype, limits: DeviceLimits, rows: int | None = None) -> DecodeConfig:
+    """For steps of up to `rows` rows: few have to be split evenly."""
+    line = head_block(head_dim) * dtype.itemsize
+    if rows is not None and dtype.itemsize == 2:
+        for most_rows, config in _STREAMS:
+            its_bytes = 2 * config.num_stages * config.block_n * line
+            if rows <= most_rows and config.fill * its_bytes <= limits.shared_bytes:
+                return replace(config, fill=config.fill * limits.processors)
     return DecodeConfig(
         block_n=max(16, min(64, 16384 // line)), fill=8 * limits.processors, max_programs=16 * limits.processors
     )
 
 
 def prefill_config(head_dim: int, dtype: torch.dtype, limits: DeviceLimits) -> PrefillConfig:
-    line = triton.next_power_of_2(head_dim) * dtype.itemsize
+    line = head_block(head_dim) * dtype.itemsize
     if dtype == torch.float32:
         return replace(_PREFILL_FLOAT32, block_n=32 if line <= 512 else 16)
     choices = _PREFILL[max(line, 128)] if line <= 512 else _PREFILL[512]
@@ -164,6 +189,7 @@ class Work:
     """A step's list of work, on the device, and how long it can be."""
 
     items: torch.Tensor
+    starts: torch.Tensor
     tiles: torch.Tensor
     max_items: int
     max_tiles: int
@@ -183,6 +209,7 @@ def _list_kernel(
     query_start,
     seq_lens,
     items,
+    starts,
     tiles,
     prefix_tokens,
     num_rows,
@@ -195,12 +222,13 @@ def _list_kernel(
     page,
     HAS_WINDOW: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
+    STREAM: tl.constexpr,
     BLOCK_R: tl.constexpr,
     RECORD: tl.constexpr,
 ):
     program, programs = tl.program_id(0), tl.num_programs(0)
     lane = tl.arange(0, BLOCK_R)
-    total = 0
+    total = 0  # keys, or if STREAM units of them
     for first in range(0, num_rows, BLOCK_R):
         row = first + lane
         real = row < num_rows
@@ -214,10 +242,15 @@ def _list_kernel(
             begin = tl.maximum(length - num_queries - window + 1, 0) // page * page
         if HAS_PREFIX:
             begin = tl.maximum(begin, tl.load(prefix_tokens + row, mask=real, other=0))
-        total += tl.sum(tl.where(decodes, length - begin, 0), 0)
+        if STREAM:
+            total += tl.sum(tl.where(decodes, (tl.maximum(length - begin, 1) + chunk_unit - 1) // chunk_unit, 0), 0)
+        else:
+            total += tl.sum(tl.where(decodes, length - begin, 0), 0)
     share = (total + target - 1) // target
+    if STREAM:
+        share = tl.maximum(share, (min_chunk + chunk_unit - 1) // chunk_unit)
     chunk = tl.maximum((share + chunk_unit - 1) // chunk_unit * chunk_unit, min_chunk)
-    num_items, num_slots, num_tiles = 0, 0, 0
+    num_items, num_slots, num_tiles, num_units = 0, 0, 0, 0
     for first in range(0, num_rows, BLOCK_R):
         row = first + lane
         real = row < num_rows
@@ -230,24 +263,39 @@ def _list_kernel(
             begin = tl.maximum(length - num_queries - window + 1, 0) // page * page
         if HAS_PREFIX:
             begin = tl.maximum(begin, tl.load(prefix_tokens + row, mask=real, other=0))
-        # As many splits as chunks fit, then splits of equal size.
         keys = tl.where(decodes, tl.maximum(length - begin, 1), 1)
-        splits = (keys + chunk - 1) // chunk
-        size = ((keys + splits - 1) // splits + chunk_unit - 1) // chunk_unit * chunk_unit
-        splits = tl.where(decodes, (keys + size - 1) // size, 0)
+        if STREAM:  # the row has units first_unit : end_unit of them all, of `share` units each
+            units = tl.where(decodes, (keys + chunk_unit - 1) // chunk_unit, 0)
+            end_unit = num_units + tl.cumsum(units, 0)
+            first_unit = end_unit - units
+            owner = first_unit // share
+            splits = tl.where(decodes, (end_unit - 1) // share - owner + 1, 0)
+            num_units += tl.sum(units, 0)
+        else:  # as many splits as chunks fit, then splits of equal size
+            splits = (keys + chunk - 1) // chunk
+            size = ((keys + splits - 1) // splits + chunk_unit - 1) // chunk_unit * chunk_unit
+            splits = tl.where(decodes, (keys + size - 1) // size, 0)
         slots = tl.where(splits > 1, splits, 0)
         item = num_items + tl.cumsum(splits, 0) - splits
         slot = num_slots + tl.cumsum(slots, 0) - slots
         for split in range(program, tl.max(splits, 0), programs):
             here = split < splits
             record = items + (1 + item + split) * RECORD
-            key_begin = begin + split * size
+            if STREAM:
+                first_of = tl.maximum((owner + split) * share, first_unit)
+                key_begin = begin + (first_of - first_unit) * chunk_unit
+                key_end = begin + ((owner + split + 1) * share - first_unit) * chunk_unit
+                opens = here & (first_of == (owner + split) * share)
+                tl.store(starts + owner + split, item + split, mask=opens)
+            else:
+                key_begin = begin + split * size
+                key_end = key_begin + size
             tl.store(record, row, mask=here)
             tl.store(record + 1, query_begin, mask=here)
             tl.store(record + 2, num_queries, mask=here)
             tl.store(record + 3, length - num_queries, mask=here)  # the first query's position
             tl.store(record + 4, key_begin, mask=here)
-            tl.store(record + 5, tl.minimum(key_begin + size, length), mask=here)
+            tl.store(record + 5, tl.minimum(key_end, length), mask=here)
             tl.store(record + 6, slot, mask=here)
             tl.store(record + 7, splits, mask=here)
             tl.store(record + 8, tl.zeros_like(row) + split, mask=here)
@@ -270,6 +318,10 @@ def _list_kernel(
         num_slots += tl.sum(slots, 0)
         num_tiles += tl.sum(count, 0)
     if program == 0:
+        if STREAM:  # programs without a share
+            for first in range(0, target + 1, BLOCK_R):
+                owner = first + lane
+                tl.store(starts + owner, num_items, mask=(owner * share >= total) & (owner <= target))
         tl.store(items, num_items)
         tl.store(tiles, num_tiles)
 
@@ -295,11 +347,13 @@ def list_work(
     device = query_start.device
     name = (heads.window, heads.num_kv_heads, heads.group, page, decode, prefill, prefix_tokens_R is not None)
     items = workspace.take(("items", *name), (max_items + 1) * RECORD, torch.int32, device)
+    starts = workspace.take(("starts", *name), target + 1, torch.int32, device)
     tiles = workspace.take(("tiles", *name), (max_tiles + 1) * RECORD, torch.int32, device)
     _list_kernel[(LIST_PROGRAMS if device.type == "cuda" else 2,)](
         query_start,
         seq_lens_R,
         items,
+        starts,
         tiles,
         prefix_tokens_R,
         bounds.rows,
@@ -312,8 +366,9 @@ def list_work(
         page,
         HAS_WINDOW=heads.window is not None,
         HAS_PREFIX=prefix_tokens_R is not None,
+        STREAM=decode.stream,
         BLOCK_R=1024,
         RECORD=RECORD,
         num_warps=4,
     )
-    return Work(items, tiles, max_items, max_tiles, target, bounds)
+    return Work(items, starts, tiles, max_items, max_tiles, target, bounds)

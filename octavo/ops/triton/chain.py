@@ -1,8 +1,9 @@
 """Kernels that start while the one before them ends: programmatic dependent launch, of Hopper and later devices.
 
 Between two small kernels a device idles for about a microsecond, as long as the smallest of them run. A chained kernel
-is launched early, and waits in `follow`, before its first access to memory, for the kernel before it to complete. So
-every kernel sees all that was written before it, and nothing may come before `follow` but reads of what never changes.
+is launched as soon as all programs of the one before have begun, and waits in `follow`, before its first access to
+memory, for that one to complete, which itself completes only after the one before it. So every kernel sees all that was
+written before it, and nothing may come before `follow` but reads of what never changes.
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ _FIRST_CAPABILITY = (9, 0)
 
 
 @triton.jit
-def follow(CHAIN: tl.constexpr):
+def announce(CHAIN: tl.constexpr):
+    """The kernel after this one may start. Only before `follow`."""
+    if CHAIN:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def follow(CHAIN: tl.constexpr, ANNOUNCED: tl.constexpr = False):
     """At the top of a kernel."""
     if CHAIN:
+        if not ANNOUNCED:
+            gdc_launch_dependents()
         gdc_wait()
-        gdc_launch_dependents()
 
 
 @cache

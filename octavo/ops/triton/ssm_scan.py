@@ -129,6 +129,7 @@ def selective_scan(
         BLOCK_D=block_d,
         BLOCK_N=block_n,
         num_warps=max(1, min(4, block_d * block_n // 512)),
+        enable_fp_fusion=False,  # or threads that sum the same would round otherwise, and race to say so
         **launch_options(),
     )
     return out, None
