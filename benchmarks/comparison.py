@@ -10,6 +10,7 @@ from typing import Any, Literal
 OURS = "octavo"
 ENGINES = (OURS, "vllm", "llama.cpp", "transformers")
 GIB = 1 << 30
+BUSY = 0.1  # share of the machine that others may take of a figure that counts
 
 # --- floors ----------------------------------------------------------------------------------------------------------
 
@@ -125,7 +126,8 @@ BY_KEY = {row.key: row for row in ROWS}
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
-# Figures by row, then by engine: {"value": 13.2, "all": [...], "earlier": "2026-01-31", ...}; the table needs "value".
+# Figures by row, then by engine: {"value": 13.2, "all": [...], "others": 0.02, "earlier": "2026-01-31", ...}; the table
+# needs "value". `others`: the share of the machine that other programs took meanwhile.
 Figures = dict[str, dict[str, dict[str, Any]]]
 Standing = Literal["aim", "reach", "below", ""]
 
@@ -193,7 +195,7 @@ def digits(value: float) -> str:
 
 
 def table(figures: Figures, floors: Mapping[str, float], rows: Sequence[Row] = ROWS) -> str:
-    """Markdown. A figure of an earlier run has a star, the best peer's is bold."""
+    """Markdown. The best peer's figure is bold; one of an earlier run has a star, one taken beside busy programs ~."""
     engines = [engine for engine in ENGINES if any(engine in figures.get(row.key, {}) for row in rows)]
     lines = [
         "| " + " | ".join(["workload", "unit", *engines, "floor", "ratio", "reach", "aim", ""]) + " |",
@@ -208,7 +210,8 @@ def table(figures: Figures, floors: Mapping[str, float], rows: Sequence[Row] = R
         for engine in engines:
             text = digits(cells[engine]["value"]) if engine in cells else "-"
             text = f"**{text}**" if engine == best else text
-            shown.append(text + ("*" if engine in cells and "earlier" in cells[engine] else ""))
+            cell = cells.get(engine, {})
+            shown.append(text + ("~" if cell.get("others", 0) > BUSY else "") + ("*" if "earlier" in cell else ""))
         floor, found = floors.get(row.key), ratio(row, figures)
         unit, times = (f" {row.unit}", "") if row.absolute else ("", " x")
         lines.append(
@@ -236,9 +239,10 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     if earlier:
         said.append(f"* measured in an earlier run on this machine ({', '.join(sorted(earlier))}), not beside octavo")
     said += [f"not measured: {lack['engine']}, {lack['what']}: {lack['why']}" for lack in report["lacking"]]
-    busy = [(run["others"], run["engine"], run["what"]) for run in report["runs"] if run["others"] > 0.1]
-    for share, engine, what in sorted(busy, reverse=True):
-        said.append(f"other programs took {share:.0%} of the machine during {engine}, {what}: provisional")
+    busy = [cell["others"] for cells in report["figures"].values() for cell in cells.values() if "others" in cell]
+    busy = sorted(share for share in busy if share > BUSY)
+    if busy:
+        said.append(f"~ provisional: other programs took {busy[0]:.0%} to {busy[-1]:.0%} of the machine meanwhile")
     return said
 
 

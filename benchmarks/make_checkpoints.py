@@ -70,7 +70,7 @@ def make_all(directory: Path, source: Path | None = None) -> Models:
         (models.bf16, lambda path: expand_to_directory(models.q4_1, path)),
         (models.bf16_gguf, lambda path: expand_to_gguf(models.q4_1, path)),
         (models.qwen3, lambda path: random_directory(SHAPES["qwen3-0.6b"], models.q4_1, path)),
-        (models.qwen3_gguf, lambda path: directory_to_gguf(models.qwen3, models.q4_1, path)),
+        (models.qwen3_gguf, lambda path: directory_to_gguf(models.qwen3, path)),
     ]
     for path, make in makers:
         if path.exists():
@@ -125,12 +125,12 @@ def expand_to_gguf(source: Path, target: Path) -> None:
     _write(writer)
 
 
-def directory_to_gguf(source: Path, tokenizer_source: Path, target: Path) -> None:
-    """A Qwen3 checkpoint, with the tokenizer of a GGUF file filled up to its size: llama.cpp fails without one."""
+def directory_to_gguf(source: Path, target: Path) -> None:
+    """A Qwen3 checkpoint without its tokenizer: llama.cpp takes token ids."""
     checkpoint = find_checkpoint(str(source))
     config = checkpoint.config
     writer = gguf.GGUFWriter(target, "qwen3")
-    _add_tokenizer(writer, gguf.GGUFReader(tokenizer_source), config["vocab_size"])
+    writer.add_tokenizer_model("none")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -150,20 +150,6 @@ def directory_to_gguf(source: Path, tokenizer_source: Path, target: Path) -> Non
             assert name is not None, entry.name
             _add(writer, name, entry.read())
         _write(writer)  # while the file is mapped
-
-
-def _add_tokenizer(writer: gguf.GGUFWriter, reader: gguf.GGUFReader, size: int) -> None:
-    fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith("tokenizer.ggml.")}
-    tokens, types = list(fields["tokenizer.ggml.tokens"]), list(fields["tokenizer.ggml.token_type"])
-    fill = range(len(tokens), size)
-    writer.add_tokenizer_model(fields["tokenizer.ggml.model"])
-    writer.add_tokenizer_pre(fields["tokenizer.ggml.pre"])
-    writer.add_token_list(tokens + [f"<unused {number}>" for number in fill])
-    writer.add_token_types(types + [int(gguf.TokenType.UNUSED) for _ in fill])
-    writer.add_token_merges(fields["tokenizer.ggml.merges"])
-    writer.add_bos_token_id(fields["tokenizer.ggml.bos_token_id"])
-    writer.add_eos_token_id(fields["tokenizer.ggml.eos_token_id"])
-    writer.add_add_bos_token(False)
 
 
 def _add(writer: gguf.GGUFWriter, name: str, values: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.peers.neighbours import Neighbours
 from benchmarks.serving import stream
 from octavo.cli.bench.figures import percentile
 from octavo.tokenization.tokenizer import Tokenizer
@@ -72,6 +73,7 @@ class Running:
     port: int
     start_seconds: float  # from the start of the process to the first token
     memory: Memory
+    neighbours: Neighbours
 
 
 @contextlib.contextmanager
@@ -90,10 +92,10 @@ def serving(launch: Launch, log: Path, timeout: float) -> Iterator[Running]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        memory = Memory(psutil.Process(process.pid))
+        memory, neighbours = Memory(psutil.Process(process.pid)), Neighbours(process.pid)
         try:
             asyncio.run(_first_token(process, port, began + timeout))
-            yield Running(port, time.perf_counter() - began, memory)
+            yield Running(port, time.perf_counter() - began, memory, neighbours)
         except ChildProcessError as error:
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
             raise ChildProcessError(f"{error}: {last[0][:200]}") from None

@@ -102,7 +102,7 @@ def test_a_made_directory_is_a_checkpoint_with_its_tokenizer(source: Path, tmp_p
 
 def test_random_weights_are_the_same_for_llama_cpp(source: Path, tmp_path: Path) -> None:
     random_directory(QWEN3, source, tmp_path / "random")
-    to_gguf(tmp_path / "random", source, tmp_path / "random.gguf")
+    to_gguf(tmp_path / "random", tmp_path / "random.gguf")
     made, file = tensors_of(tmp_path / "random"), tensors_of(tmp_path / "random.gguf")
     assert made.keys() == file.keys() and len(made) == 2 + 2 * 11
     assert all(torch.equal(made[name], file[name]) for name in made)

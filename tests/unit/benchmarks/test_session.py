@@ -98,6 +98,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[compar
         cpus="0,1",
         timeout=30.0,
         quick=True,
+        quiet=0.0,
         work=tmp_path,
     )
 
@@ -113,6 +114,7 @@ def test_a_process_says_what_it_did_and_a_failed_workload_costs_itself(settings:
     assert (started["event"], started["engine"]) == ("started", "fake 1.0") and 0 < started["at"] < 30
     assert (failed["event"], failed["name"], failed["why"]) == ("failed", "prefill", "ValueError: no room")
     assert (done["event"], done["name"], len(done["seconds"])) == ("workload", "batch", 5)
+    assert 0 <= done["others"] <= 1
     assert report.lacking == [] and "noise on stdout" in (settings.work / "fake-bf16.log").read_text()
     job = read_job(str(settings.work / "fake-bf16.json"))
     assert job == Job("works", 2, 64, 4, [work("prefill"), work("batch")])
@@ -148,13 +150,15 @@ def test_a_session_becomes_figures(settings: compare_cpu.Settings, monkeypatch: 
         return said
 
     monkeypatch.setattr(compare_cpu, "run_process", answer)
+    said = [{"at": 5.0, "others": 0.25, **message} for message in said]
     report = compare_cpu.Report()
     compare_cpu.run_session(settings, compare_cpu.SESSIONS[0], "transformers", set(BY_KEY), report)
     figures = {row: cells["transformers"]["value"] for row, cells in report.figures.items()}
     assert figures == {"one-stream": 51.2, "decode": 63.5, "shared-prefix": 16.0, "start-process": 4.5}
     assert report.lacking == [{"engine": "transformers", "what": "batch", "why": "no room"}]
     assert [one.name for one in jobs[0].works] == ["one-stream", "decode", "prefill", "batch", "shared-prefix"]
-    assert report.runs[0]["what"] == "bf16 workloads" and 0 <= report.runs[0]["others"] <= 1
+    assert [run["what"] for run in report.runs] == ["bf16 workloads", "starts"]
+    assert {cell["others"] for cells in report.figures.values() for cell in cells.values()} == {0.25}
 
     compare_cpu.run_session(settings, compare_cpu.SESSIONS[2], "transformers", {"qwen3-batch"}, report)
     assert len(jobs) == 1 and report.lacking[-1]["what"] == "qwen3-batch"  # hopeless: not begun
