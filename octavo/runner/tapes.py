@@ -29,7 +29,7 @@ class _Recorded:
 
 class TapedGraphs:
     """A step is recorded when one of its size is met for the second time, and played from the third on. Where an
-    operator of torch takes part, nothing is: the model runs as it is."""
+    operator of torch takes part, steps of that size run as they are."""
 
     def __init__(self) -> None:
         from octavo.ops.cpu.memory import Arena  # absent where nothing was compiled
@@ -37,11 +37,11 @@ class TapedGraphs:
         self._arena = Arena()
         self._met: set[Hashable] = set()
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
-        self._foreign: str | None = None
+        self._foreign: dict[Hashable, str] = {}  # the operator, of those that cannot be recorded
         self._seconds = 0.0
 
     def run(self, batch: Batch, key: Hashable | None, compute: Compute) -> Computed:
-        if key is None or self._foreign is not None:
+        if key is None or key in self._foreign:
             return compute(batch)
         recorded = self._recorded.get(key)
         if recorded is not None:
@@ -61,9 +61,9 @@ class TapedGraphs:
         computed = tape.record(lambda: compute(batch))
         self._seconds += time.perf_counter() - started
         if tape.foreign is not None:
-            logger.info("steps are not recorded: %s of torch takes part in them", tape.foreign)
-            self._foreign = tape.foreign
-            self.release()
+            if tape.foreign not in self._foreign.values():
+                logger.info("some steps are not recorded: %s of torch takes part in them", tape.foreign)
+            self._foreign[key] = tape.foreign
             return computed
         self._recorded[key] = _Recorded(tape, batch, computed)
         if len(self._recorded) > MOST_TAPES:
@@ -76,3 +76,4 @@ class TapedGraphs:
     def release(self) -> None:
         self._recorded.clear()
         self._met.clear()
+        self._foreign.clear()

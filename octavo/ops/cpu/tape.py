@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from octavo import _cpu
 from octavo.ops.cpu.memory import Arena, results_in
@@ -52,16 +52,34 @@ class Tape:
         return len(self._tape)
 
 
-class _Watch(TorchDispatchMode):
-    """Notes the first operator that computes something."""
+class _Watch(TorchFunctionMode):
+    """Notes the first function that does more than ask a tensor for its form, or look at it in another one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.foreign: str | None = None
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if self.foreign is None and not function.is_view:
-            self.foreign = str(function)
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", str(function))
+        if self.foreign is None and name not in _QUESTIONS and not (name in _VIEWS and _is_view(result, args)):
+            self.foreign = name
+        return result
+
+
+_QUESTIONS = frozenset(
+    ("__get__", "data_ptr", "dim", "element_size", "is_contiguous", "numel", "size", "storage_offset", "stride")
+)
+_VIEWS = frozenset(
+    "__getitem__ as_strided chunk contiguous detach expand flatten narrow permute reshape select split squeeze t "
+    "tensor_split transpose unbind unflatten unsqueeze view view_as".split()
+)
+
+
+def _is_view(result: Any, args: Sequence[Any]) -> bool:
+    """Some of these copy where they cannot do otherwise: then the memory is another."""
+    results = result if isinstance(result, tuple | list) else (result,)
+    memory = args[0].untyped_storage().data_ptr()
+    return all(one.untyped_storage().data_ptr() == memory for one in results)
