@@ -175,7 +175,7 @@ inline int64_t start_of(const Activations& x, int64_t row) {
     return x.tiles != nullptr || x.rows < 16 || row + 16 <= x.rows ? row : x.rows - 16;
 }
 
-// What is needed next, brought to the second-level cache a few lines at a step.
+// What is needed next, brought to a near cache a few lines at a step.
 struct Ahead {
     const uint8_t *next, *end;
     int64_t bytes; // a step
@@ -200,8 +200,9 @@ inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64
         if (ahead.next < ahead.end) {
             for (int64_t i = 0; i < ahead.bytes; i += 64) {
                 const char* line = reinterpret_cast<const char*>(ahead.next + i);
-                _mm_prefetch(line, _MM_HINT_T1);
-                if (ahead.other != 0) _mm_prefetch(line + ahead.other, _MM_HINT_T1);
+                constexpr auto level = M == 1 ? _MM_HINT_T0 : _MM_HINT_T1; // few rows will be there soon
+                _mm_prefetch(line, level);
+                if (ahead.other != 0) _mm_prefetch(line + ahead.other, level);
             }
             ahead.next += ahead.bytes;
         }
@@ -331,6 +332,11 @@ void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
                 const uint16_t* w0 = tiles + p * steps * tile_numbers;
                 const uint16_t* w1 = is_gated ? up_tiles + p * steps * tile_numbers : w0 + steps * tile_numbers;
                 const int64_t pair = is_gated || p + 1 < count ? 2 : 1;
+                if (F == Format::bf16 && num_blocks == 1) { // each tile is met once: the next ones of the same panels
+                    const uint8_t* from_here = reinterpret_cast<const uint8_t*>(w0) + near_bytes;
+                    const int64_t other = pair == 2 ? 2 * (w1 - w0) : 0;
+                    ahead = {from_here, from_here + steps * 1024, 1024, other};
+                }
                 if (left > 16 && pair == 2) product<2, 2>(w0, w1, from, steps, ahead, sums);
                 else if (left > 16) product<2, 1>(w0, w0, from, steps, ahead, sums);
                 else if (pair == 2) product<1, 2>(w0, w1, from, steps, ahead, sums);
