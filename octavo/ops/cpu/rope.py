@@ -110,5 +110,5 @@ def _heads(x_TNH: torch.Tensor) -> tuple[int, int, int]:
     return x_TNH.data_ptr(), token_stride, head_stride
 
 
-def _pages(cache: torch.Tensor) -> tuple[int, ...]:
+def _pages(cache: torch.Tensor) -> tuple[int, int, int, int, int, int, int, int]:
     return cache.data_ptr(), NUMBER[cache.dtype], cache.shape[0], cache.shape[2], *cache.stride()[:4]

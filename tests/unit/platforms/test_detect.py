@@ -82,7 +82,7 @@ def test_invariant_kernels_come_before_the_others(name: str) -> None:
     assert found.facts().has_invariant_kernels
     kernels = found.kernels(batch_invariant=True)
     assert "invariant" in kernels.op_order[0] and len(kernels.attention_order(None)) == 1
-    assert found.kernels(batch_invariant=False).op_order == ("torch",)
+    assert found.kernels(batch_invariant=False).op_order == ("cpu", "torch")
     bare = dataclasses.replace(found, invariant=None)
     assert not bare.facts().has_invariant_kernels
     with pytest.raises(ConfigurationError, match="batch_invariant: there are no such kernels for cpu"):
