@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -96,12 +97,32 @@ def flags_of(options: dict[str, Any]) -> list[str]:
 
 
 def server(model: str | None, options: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, float]:
-    with started(model, *flags_of(options), environment=environment) as running:
-        found = {name: round(seconds, 3) for name, seconds in running.seconds.items()}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    opened: list[float] = []
+    watch = threading.Thread(target=lambda: opened.append(seconds_until_open(port)))
+    watch.start()
+    with started(model, "--port", str(port), *flags_of(options), environment=environment) as running:
+        watch.join()
+        found = {"port_open": round(opened[0], 3)}
+        found |= {name: round(seconds, 3) for name, seconds in running.seconds.items()}
         for kind, processes in running.processes().items():
             found[f"processor, {kind}"] = round(sum(sum(one.cpu_times()[:2]) for one in processes), 3)
     print("server", found, file=sys.stderr)
     return found
+
+
+def seconds_until_open(port: int) -> float:
+    """Until connections are taken, if not answered."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < 60:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.005)
+    return time.perf_counter() - began
 
 
 def one_shot(model: str | None, options: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, float]:

@@ -47,7 +47,8 @@ class Server:
 @contextlib.contextmanager
 def started(model: str | None, *flags: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
     """Yields once it has given a token; SIGTERM at the end."""
-    command = [sys.executable, "-m", "octavo", "serve", *([model] if model else []), "--port", "0", *flags]
+    port = [] if "--port" in flags else ["--port", "0"]
+    command = [sys.executable, "-m", "octavo", "serve", *([model] if model else []), *port, *flags]
     began = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
@@ -71,7 +72,7 @@ def started(model: str | None, *flags: str, environment: dict[str, str] | None =
         while _get(host, port, "/health") != 200:
             if process.poll() is not None:
                 raise SystemExit("the server ended before it was ready:\n" + "".join(log))
-            time.sleep(0.01)
+            time.sleep(0.05)
         seconds["ready"] = time.perf_counter() - began
         asyncio.run(_first_token(host, port))
         seconds["first_token"] = time.perf_counter() - began

@@ -44,7 +44,7 @@ void attention(Tensor q, QueryShape q_shape, Tensor cache, CacheShape cache_shap
         throw std::invalid_argument("heads do not share their keys evenly, or sizes are below 1");
     if (!(scale > 0) || window < 0 || !(soft_cap >= 0))
         throw std::invalid_argument("a scale is above 0, a window and a cap are none, 0, or above");
-    submit(work_of(a), [a] { attend(a); });
+    submit(work_of(a), [a] { attend(a); }, "attention");
 }
 
 } // namespace

@@ -36,14 +36,14 @@ void bound_build_batch(const Typed& rows, const Typed& counts, int64_t num_rows,
         call.groups.push_back({pointer_to<const int32_t>(table), table_stride, table_width, pointer_to<int64_t>(slots),
                                pointer_to<int32_t>(gathered), gathered_stride, gathered_width});
     }
-    submit(num_tokens, [call] { build_batch(call); });
+    submit(num_tokens, [call] { build_batch(call); }, "batch");
 }
 
 void bound_append_sampled(const Typed& rows, const Typed& ids, int64_t num_rows, const Table& tokens, Address length) {
     const auto& [data, stride, table_rows, width] = tokens;
     AppendCall call{integers_of(rows), integers_of(ids), num_rows, pointer_to<int32_t>(data), stride, width,
                     table_rows, pointer_to<int64_t>(length)};
-    submit(num_rows, [call] { append_sampled(call); });
+    submit(num_rows, [call] { append_sampled(call); }, "batch");
 }
 
 } // namespace

@@ -24,7 +24,7 @@ void rms_norm(Address x, int type, int64_t outer, int64_t inner, int64_t size, i
     submit(outer * inner * size, [call] {
         parallel_for(call.outer * call.inner, rows_worth_a_thread(call.size),
                      [&](int64_t begin, int64_t end) { fused_kernels().rms_norm(call, begin, end); });
-    });
+    }, "norm");
 }
 
 void add_rms_norm(Address x, int type, int64_t x_stride, Address residual, int wide, int64_t residual_stride,
@@ -37,7 +37,7 @@ void add_rms_norm(Address x, int type, int64_t x_stride, Address residual, int w
     submit(rows * size, [call] {
         parallel_for(call.rows, rows_worth_a_thread(call.size),
                      [&](int64_t begin, int64_t end) { fused_kernels().add_rms_norm(call, begin, end); });
-    });
+    }, "norm");
 }
 
 void gated_rms_norm(Address x, int type, int64_t x_stride, Address gate, int64_t gate_stride, int64_t rows,
@@ -48,7 +48,7 @@ void gated_rms_norm(Address x, int type, int64_t x_stride, Address gate, int64_t
     submit(8 * rows * size, [call] {
         parallel_for(call.rows, rows_worth_a_thread(4 * call.size),
                      [&](int64_t begin, int64_t end) { fused_kernels().gated_rms_norm(call, begin, end); });
-    });
+    }, "norm");
 }
 
 void activate(int kind, Address x, int type, int64_t stride, int64_t rows, int64_t size, Address out) {
@@ -60,7 +60,7 @@ void activate(int kind, Address x, int type, int64_t stride, int64_t rows, int64
         const int64_t worth = rows_worth_a_thread(2 * (call.size < activation_piece ? call.size : activation_piece));
         parallel_for(call.rows * pieces, worth,
                      [&](int64_t begin, int64_t end) { fused_kernels().activate(call, begin, end); });
-    });
+    }, "activation");
 }
 
 // Slots past the cache would write somewhere: looked at in each run, as they lie behind an address.
@@ -91,7 +91,7 @@ void write_kv(const Part& k, const Part& v, int type, int64_t tokens, int64_t he
         check_slots(call);
         parallel_for(call.tokens, rows_worth_a_thread(2 * call.k.count * call.size),
                      [&](int64_t begin, int64_t end) { fused_kernels().write_kv(call, begin, end); });
-    });
+    }, "rope and cache");
 }
 
 void rope_and_write(const Part& q, int64_t q_heads, const Part& k, const Part& v, int type, int64_t tokens,
@@ -113,7 +113,7 @@ void rope_and_write(const Part& q, int64_t q_heads, const Part& k, const Part& v
         const int64_t each = (call.q.count + 2 * call.write.k.count) * call.write.size;
         parallel_for(call.write.tokens, rows_worth_a_thread(2 * each),
                      [&](int64_t begin, int64_t end) { fused_kernels().rope_and_write(call, begin, end); });
-    });
+    }, "rope and cache");
 }
 
 void mark_bad_rows(Address x, int type, int64_t stride, int64_t tokens, int64_t size, Address row_of_token,
@@ -130,7 +130,7 @@ void mark_bad_rows(Address x, int type, int64_t stride, int64_t tokens, int64_t 
         for (int64_t row = 0; row < num_rows; ++row) bad_rows[row] = 0;
         for (int64_t t = 0; t < call.rows; ++t)
             if (call.is_bad[t] && rows[t] >= 0 && rows[t] < num_rows) bad_rows[rows[t]] = 1;
-    });
+    }, "bad rows");
 }
 
 } // namespace

@@ -24,7 +24,7 @@ LogitRows rows_of(const Rows& rows) {
 
 template <class F>
 void submit_rows(const LogitRows& rows, F&& call) {
-    submit(8 * rows.rows * rows.size, static_cast<F&&>(call));
+    submit(8 * rows.rows * rows.size, static_cast<F&&>(call), "sampling");
 }
 
 void bound_choose_tokens(const Rows& logits, Address temperature, Address top_k, Address top_p, Address min_p,

@@ -111,4 +111,5 @@ def _heads(x_TNH: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _pages(cache: torch.Tensor) -> tuple[int, int, int, int, int, int, int, int]:
-    return cache.data_ptr(), NUMBER[cache.dtype], cache.shape[0], cache.shape[2], *cache.stride()[:4]
+    blocks, part, token, head = cache.stride()[:4]
+    return cache.data_ptr(), NUMBER[cache.dtype], cache.shape[0], cache.shape[2], blocks, part, token, head
