@@ -73,8 +73,8 @@ _QUESTIONS = frozenset(
     ("__get__", "data_ptr", "dim", "element_size", "is_contiguous", "numel", "size", "storage_offset", "stride")
 )
 _VIEWS = frozenset(
-    "__getitem__ as_strided chunk contiguous detach expand flatten narrow permute reshape select split squeeze t "
-    "tensor_split transpose unbind unflatten unsqueeze view view_as".split()
+    ("__getitem__", "as_strided", "chunk", "contiguous", "detach", "expand", "flatten", "narrow", "permute", "reshape")
+    + ("select", "split", "squeeze", "t", "tensor_split", "transpose", "unbind", "unflatten", "unsqueeze", "view")
 )
 
 
