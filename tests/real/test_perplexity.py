@@ -62,13 +62,22 @@ def has_kernels() -> bool:
     return True
 
 
+@pytest.mark.skipif(not has_kernels(), reason="the CPU kernels are not compiled")
 @pytest.mark.parametrize("name", BY_NAME)
 def test_perplexity_is_that_of_expanded_weights_to_three_digits(name: str) -> None:
-    """As prompts are computed by default: many rows at a time, activations in the type that the machine is quick in."""
-    reference, quantised = expanded(name), measure(name)
+    """Many rows at a time, as prompts are computed, with activations in float32: what differs is the blocks."""
+    reference, quantised = expanded(name), measure(name, quantization="gguf", dtype="float32")
     assert len(reference.logprobs) >= 1000 and 15 < reference.perplexity < 60
-    assert quantised.perplexity == pytest.approx(reference.perplexity, rel=1e-3)
-    assert deviation(quantised, reference) < 0.08  # bf16 alone, with expanded weights, has 0.04
+    assert quantised.perplexity == pytest.approx(reference.perplexity, rel=5e-4)
+    assert deviation(quantised, reference) < 0.03
+
+
+def test_what_the_defaults_lose() -> None:
+    """Activations in bf16, which cost expanded weights as much: 0.045 a token, so that 1,266 tokens have a standard
+    error of 0.13%; the bound is four of them."""
+    reference, quantised = expanded("smollm2"), measure("smollm2")
+    assert quantised.perplexity == pytest.approx(reference.perplexity, rel=5e-3)
+    assert deviation(quantised, reference) < 0.08
 
 
 @pytest.mark.skipif(not has_kernels(), reason="the CPU kernels are not compiled")

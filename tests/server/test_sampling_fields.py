@@ -264,7 +264,8 @@ def test_modes_of_one_request_each(api: httpx.Client) -> None:
             assert gaps["processed_logprobs"] == pytest.approx(2 * gaps["raw_logits"], abs=1e-4)
         for name, value in rows["raw_logits"].items():
             assert rows["processed_logits"][name] == pytest.approx(2 * value, abs=1e-4)
-        assert max(rows["raw_logprobs"].values()) < max(rows["processed_logprobs"].values()) < 0
+        # random weights make next to no difference between tokens: this is equal but for roundings
+        assert max(rows["raw_logprobs"].values()) - 1e-6 < max(rows["processed_logprobs"].values()) < 0
 
 
 def test_of_a_prompt(api: httpx.Client) -> None:

@@ -104,6 +104,7 @@ def test_chat() -> None:
 
 
 def test_ctrl_c_aborts_everything_between_two_steps() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a test before this one left
     llm, core = make()
     is_inside = []
 
