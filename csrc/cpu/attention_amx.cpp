@@ -10,6 +10,7 @@
 #include "attention_lanes_avx512.h"
 
 #include "attention_impl.h"
+#include "tiles_amx.h"
 
 namespace octavo {
 namespace {
@@ -18,22 +19,6 @@ constexpr int64_t tile_numbers = 16 * 32; // bf16 in a tile of 1 KB
 constexpr int64_t block_keys = 128;       // that pass at a time
 
 // Eight tiles of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 the first operand, 6 the second.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
-
-class TileRegisters { // of this thread, while it lives
-  public:
-    TileRegisters() {
-        const TileConfig config;
-        // gcc's intrinsic tells the compiler of 8 of the 64 bytes only; "memory" tells it of all
-        asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
-    }
-    ~TileRegisters() { _tile_release(); }
-};
 
 // Stores before it are made before tiles are loaded after it.
 inline void finish_stores() { asm volatile("" : : : "memory"); }

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arguments.h"
 #include "checksum.h"
 #include "isa.h"
 #include "linear.h"
@@ -35,11 +36,6 @@ Format format_of(int number) {
     return static_cast<Format>(number);
 }
 
-Number number_of(int number) {
-    if (number < 0 || number > 2) throw std::invalid_argument("no such number type: " + std::to_string(number));
-    return static_cast<Number>(number);
-}
-
 void check_shape(Format format, int64_t rows, int64_t inputs) {
     const int64_t multiple = has_head(format) ? 256 : is_quantized(format) ? 32 : 1;
     if (rows < 1 || inputs < 1 || inputs % multiple)
@@ -52,9 +48,6 @@ int64_t checked_bytes(int format, int64_t rows, int64_t inputs) {
     return packed_bytes(format_of(format), rows, inputs);
 }
 
-template <class T>
-T* pointer(uint64_t address) { return reinterpret_cast<T*>(static_cast<uintptr_t>(address)); }
-
 void pack_from_blocks(int format, uint64_t source, int64_t source_bytes, int64_t rows, int64_t inputs, uint64_t target,
                       int64_t target_bytes) {
     const Format f = format_of(format);
@@ -62,7 +55,7 @@ void pack_from_blocks(int format, uint64_t source, int64_t source_bytes, int64_t
     if (target_bytes != checked_bytes(format, rows, inputs) || source_bytes != rows * ggml_row_bytes(f, inputs))
         throw std::invalid_argument("sizes do not fit the weight");
     nb::gil_scoped_release release;
-    pack_blocks(f, pointer<const uint8_t>(source), rows, inputs, pointer<uint8_t>(target));
+    pack_blocks(f, pointer_to<const uint8_t>(source), rows, inputs, pointer_to<uint8_t>(target));
 }
 
 void pack_from_numbers(int format, uint64_t source, int type, int64_t stride, int64_t rows, int64_t inputs,
@@ -70,9 +63,9 @@ void pack_from_numbers(int format, uint64_t source, int type, int64_t stride, in
     const Format f = format_of(format);
     if (is_quantized(f)) throw std::invalid_argument("numbers are not quantised here");
     if (target_bytes != checked_bytes(format, rows, inputs)) throw std::invalid_argument("sizes do not fit the weight");
-    const Number number = number_of(type);
+    const Number number = number_type(type);
     nb::gil_scoped_release release;
-    pack_numbers(f, pointer<const void>(source), number, stride, rows, inputs, pointer<uint8_t>(target));
+    pack_numbers(f, pointer_to<const void>(source), number, stride, rows, inputs, pointer_to<uint8_t>(target));
 }
 
 void pack_as_numbers(int blocks, uint64_t source, int64_t source_bytes, int64_t rows, int64_t inputs, int numbers,
@@ -83,13 +76,13 @@ void pack_as_numbers(int blocks, uint64_t source, int64_t source_bytes, int64_t 
     if (target_bytes != checked_bytes(numbers, rows, inputs) || source_bytes != rows * ggml_row_bytes(from, inputs))
         throw std::invalid_argument("sizes do not fit the weight");
     nb::gil_scoped_release release;
-    pack_expanded(from, pointer<const uint8_t>(source), rows, inputs, to, pointer<uint8_t>(target));
+    pack_expanded(from, pointer_to<const uint8_t>(source), rows, inputs, to, pointer_to<uint8_t>(target));
 }
 
 uint64_t checksum_of(uint64_t address, int64_t bytes) {
     if (bytes < 0) throw std::invalid_argument("bytes");
     nb::gil_scoped_release release;
-    return checksum(pointer<const void>(address), bytes);
+    return checksum(pointer_to<const void>(address), bytes);
 }
 
 using PartTuple = std::tuple<int, int64_t, uint64_t, int64_t>; // format, rows, address, bytes
@@ -98,7 +91,7 @@ void make_linear(Linear* self, int64_t inputs, const std::vector<PartTuple>& par
     std::vector<Linear::Part> made;
     for (const auto& [format, rows, address, bytes] : parts) {
         if (bytes != checked_bytes(format, rows, inputs)) throw std::invalid_argument("sizes do not fit the weight");
-        made.push_back({format_of(format), rows, pointer<const uint8_t>(address)});
+        made.push_back({format_of(format), rows, pointer_to<const uint8_t>(address)});
     }
     if (made.empty()) throw std::invalid_argument("a weight without parts");
     new (self) Linear(inputs, std::move(made));
@@ -107,11 +100,11 @@ void make_linear(Linear* self, int64_t inputs, const std::vector<PartTuple>& par
 // A weight is alive as long as its Python object, which whoever records a tape keeps.
 void apply(const Linear& self, uint64_t x, int type, int64_t x_stride, int64_t rows, uint64_t out, int out_type,
            int64_t out_stride, uint64_t bias, int bias_type) {
-    const Output output{pointer<void>(out),   number_of(out_type), out_stride, pointer<const void>(bias),
-                        number_of(bias_type), Activation::silu,    0};
-    const Number number = number_of(type);
+    const Output output{pointer_to<void>(out),   number_type(out_type), out_stride, pointer_to<const void>(bias),
+                        number_type(bias_type), Activation::silu,    0};
+    const Number number = number_type(type);
     submit(rows * self.inputs() * self.outputs(), [&self, x, number, x_stride, rows, output] {
-        self.apply(pointer<const void>(x), number, x_stride, rows, output);
+        self.apply(pointer_to<const void>(x), number, x_stride, rows, output);
     }, "linear");
 }
 
@@ -119,18 +112,18 @@ void apply_gated(const Linear& self, int kind, uint64_t x, int type, int64_t x_s
                  int out_type, int64_t out_stride, uint64_t bias, int bias_type) {
     if (kind < 0 || kind > 2) throw std::invalid_argument("no such activation: " + std::to_string(kind));
     if (!self.is_gated()) throw std::invalid_argument("a gated product has two parts of one size and format");
-    const Output output{pointer<void>(out),   number_of(out_type),           out_stride, pointer<const void>(bias),
-                        number_of(bias_type), static_cast<Activation>(kind), 0};
-    const Number number = number_of(type);
+    const Output output{pointer_to<void>(out),   number_type(out_type),           out_stride, pointer_to<const void>(bias),
+                        number_type(bias_type), static_cast<Activation>(kind), 0};
+    const Number number = number_type(type);
     submit(rows * self.inputs() * self.outputs(), [&self, x, number, x_stride, rows, output] {
-        self.apply_gated(pointer<const void>(x), number, x_stride, rows, output);
+        self.apply_gated(pointer_to<const void>(x), number, x_stride, rows, output);
     }, "linear");
 }
 
 void rows_of(const Linear& self, uint64_t ids, int64_t n, uint64_t out, int type) {
-    const Number number = number_of(type);
+    const Number number = number_type(type);
     submit(n * self.inputs(), [&self, ids, n, out, number] {
-        self.rows(pointer<const int64_t>(ids), n, pointer<void>(out), number);
+        self.rows(pointer_to<const int64_t>(ids), n, pointer_to<void>(out), number);
     }, "embedding");
 }
 

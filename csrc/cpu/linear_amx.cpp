@@ -3,6 +3,7 @@
 #include "lanes_avx512.h"
 
 #include "linear_impl.h"
+#include "tiles_amx.h"
 
 namespace octavo {
 namespace {
@@ -11,23 +12,6 @@ constexpr int64_t tile_numbers = 16 * 32; // bf16 in a tile of 1 KB
 
 // Eight tiles of 64 bytes a row: 0 to 3 sums, 4 and 5 of x, 6 and 7 of the weight, which has 16 rows. Products take time
 // by the rows of sums, so fewer than 16 are said.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
-
-class Tiles { // this thread's tile registers, while it lives
-  public:
-    explicit Tiles(int64_t rows) {
-        TileConfig config;
-        for (int i = 0; i < 6; ++i) config.rows[i] = static_cast<uint8_t>(rows < 16 ? rows : 16);
-        // gcc's intrinsic tells the compiler of 8 of the 64 bytes only; "memory" tells it of all
-        asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
-    }
-    ~Tiles() { _tile_release(); }
-};
 
 void tile(const void* x, Number type, int64_t stride, int64_t rows, int64_t inputs, uint16_t* tiles, int64_t begin,
           int64_t end) {
@@ -304,7 +288,7 @@ constexpr int64_t most_group = 8, group_bytes = 256 << 10;
 
 template <Format F>
 void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
-    const Tiles registers(x.rows);
+    const TileRegisters registers(x.rows);
     const bool is_gated = panels.up != nullptr;
     const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_blocks = (x.rows + 31) / 32;
     // panels go in pairs: neighbours, or a gate with its up
