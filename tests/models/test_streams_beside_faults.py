@@ -64,20 +64,23 @@ FAULTS: dict[str, tuple[dict[str, Any], type[Exception] | None, str]] = {  # fie
 class Stream:
     token_ids: list[int]
     error: Exception | None
-    first: float  # time of its first token; of its end, if it has none
-    last: float
+    started: float
+    ended: float
 
 
-async def stream(engine: AsyncEngine, prompt: list[int], params: SamplingParams) -> Stream:
-    made = Stream([], None, 0.0, 0.0)
+async def stream(
+    engine: AsyncEngine, prompt: list[int], params: SamplingParams, running: asyncio.Event | None = None
+) -> Stream:
+    """What came of a request; ``running`` is set at its first token."""
+    made = Stream([], None, time.monotonic(), 0.0)
     try:
         async for output in engine.generate(prompt, params):
             made.token_ids += output.outputs[0].token_ids
-            made.first = made.first or time.monotonic()
+            if running is not None:
+                running.set()
     except Exception as error:
         made.error = error
-    made.last = time.monotonic()
-    made.first = made.first or made.last
+    made.ended = time.monotonic()
     return made
 
 
@@ -89,20 +92,22 @@ def params(**fields: Any) -> SamplingParams:
     return SamplingParams(**{**given, **fields})
 
 
-def ask(engine: AsyncEngine, index: int) -> Any:
+def ask(engine: AsyncEngine, index: int, running: asyncio.Event) -> Any:
     """A stream like others; every third with a feature of its own."""
     own: list[dict[str, Any]] = [{}, {"temperature": 0.0}, {"presence_penalty": 0.5, "top_p": 0.9}]
     prompt = [5 + index % 50, *range(20, 20 + index % 7)]
-    return stream(engine, prompt, params(seed=index, **own[index % 3]))
+    return stream(engine, prompt, params(seed=index, **own[index % 3]), running)
 
 
 async def beside(engine: AsyncEngine, guilty: SamplingParams | None) -> tuple[list[Stream], Stream | None]:
-    """All streams; the harmful request comes among the first."""
+    """All streams; the harmful request comes when the first of them run and before the others."""
     async with asyncio.timeout(60):
-        tasks = [asyncio.create_task(ask(engine, i)) for i in range(NUM_STREAMS // 4)]
+        running = asyncio.Event()
+        tasks = [asyncio.create_task(ask(engine, i, running)) for i in range(NUM_STREAMS // 4)]
+        await running.wait()
         poison = None if guilty is None else asyncio.create_task(stream(engine, [7, 8, 9], guilty))
         await asyncio.sleep(0)
-        tasks += [asyncio.create_task(ask(engine, i)) for i in range(NUM_STREAMS // 4, NUM_STREAMS)]
+        tasks += [asyncio.create_task(ask(engine, i, running)) for i in range(NUM_STREAMS // 4, NUM_STREAMS)]
         return list(await asyncio.gather(*tasks)), None if poison is None else await poison
 
 
@@ -135,7 +140,7 @@ def test_only_the_guilty_request_ends(engine: AsyncEngine) -> None:
                 assert len(guilty.token_ids) == (FAILS_AT if kind is RequestFailed else 0), name
             assert [one.error for one in streams] == [None] * NUM_STREAMS, name
             assert [one.token_ids for one in streams] == wanted, name
-            assert min(one.first for one in streams) < guilty.last, f"{name}: nobody ran beside it"
+            assert guilty.started < max(one.ended for one in streams[: NUM_STREAMS // 4]), f"{name}: nobody ran beside it"
         stats = await engine.core_stats()
         assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
 
