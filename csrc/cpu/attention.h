@@ -33,30 +33,40 @@ struct Attention {
     int64_t group() const { return heads / key_heads; }
 };
 
-// What one thread computes at a time: some packed queries of one row, over some of the keys they see.
+// What queries have after some of the keys they see: float32 [heads][queries][head_dim] sums of weighted values, then
+// [heads][queries] the maxima that weights are relative to, then as many sums of weights.
+struct Partial {
+    float* data;            // null: none
+    int64_t head, heads;    // key heads
+    int64_t query, queries; // packed queries of each
+
+    int64_t count() const { return heads * queries; }
+    int64_t index(int64_t of_head, int64_t of_query) const { return (of_head - head) * queries + of_query - query; }
+};
+
+// What one thread computes at a time: some packed queries of one row, over some of the keys they see. Or of several rows,
+// one token each, over keys that all of them have in the same blocks.
 struct Piece {
     const int32_t* table; // the row's
     int64_t token;        // the row's first token among q
+    const int32_t* tokens; // of several rows: the token of each; else null
     int64_t first;        // its position; below 0 where a row has more queries than tokens, which then see nothing
     int64_t head, heads;  // key heads
     int64_t query, queries; // packed queries of each of them; a multiple of 16 first
     int64_t key, key_end; // positions; those beyond what a query sees are left out for it
     bool is_first;        // of the pieces of these queries: sinks count here
     bool is_streamed;     // all queries of one token, which `stream` computes
-    // Where keys are divided: room for the parts of the result, float32 [heads][queries][head_dim] sums of weighted values,
-    // then [heads][queries] the maxima that weights are relative to, then as many sums of weights. Else null.
-    float* partial;
-
-    int64_t num_partial() const { return heads * queries; }
+    Partial partial; // where its result goes if there are more keys than these
+    Partial before;  // what its queries have already: a streamed piece only
 };
 
 struct AttentionKernels {
     // Each key and value is read once for the queries of one token, `queries` of which there are few; head_dim is a
-    // multiple of 32.
-    void (*stream)(const Attention&, const Piece&);
+    // multiple of 32. Of the piece that this thread streams next, if one is known, the first keys are asked for.
+    void (*stream)(const Attention&, const Piece&, const Piece* upcoming);
     // Tiles of 16 queries, any number.
     void (*tiles)(const Attention&, const Piece&);
-    // Joins `parts` of a piece, `stride` numbers apart from `partial` on, into out.
+    // Joins `parts` of a piece, `stride` numbers apart from its `partial` on, into out.
     void (*merge)(const Attention&, const Piece&, int64_t parts, int64_t stride);
     int64_t most_streamed;       // queries of a key head up to which `stream` is quicker
     int64_t most_streamed_short; // where queries and cache are bf16

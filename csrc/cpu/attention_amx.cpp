@@ -217,6 +217,212 @@ void tiles_of_bf16(const Attention& a, const Piece& piece) {
     }
 }
 
+// ---- one token -------------------------------------------------------------------------------------------------------
+//
+// Rows of keys are multiplied where they lie, 16 at a time:
+//
+//   products [16 keys][16 queries] = keys [16][32 dims] x queries [32 dims][16], in pairs of dims
+//
+// and turned for up to four queries, so that a lane is a key. Values are multiplied in pairs of keys by vectors: turning
+// them into tiles would take longer than few queries are worth.
+
+// Products of 16 M keys, whose rows are `stride` bytes apart from each of `rows` on.
+template <int M>
+inline void multiply_rows_of_keys(const char* const* rows, int64_t stride, const uint16_t* q, int64_t steps, float* out) {
+    _tile_zero(0);
+    if (M > 1) _tile_zero(1);
+    if (M > 2) _tile_zero(2);
+    if (M > 3) _tile_zero(3);
+    for (int64_t s = 0; s < steps; ++s) {
+        _tile_loadd(6, q + s * tile_numbers, 64);
+        _tile_loadd(4, rows[0] + 64 * s, stride);
+        _tile_dpbf16ps(0, 4, 6);
+        if (M > 1) {
+            _tile_loadd(5, rows[1] + 64 * s, stride);
+            _tile_dpbf16ps(1, 5, 6);
+        }
+        if (M > 2) {
+            _tile_loadd(4, rows[2] + 64 * s, stride);
+            _tile_dpbf16ps(2, 4, 6);
+        }
+        if (M > 3) {
+            _tile_loadd(5, rows[3] + 64 * s, stride);
+            _tile_dpbf16ps(3, 5, 6);
+        }
+    }
+    _tile_stored(0, out, 64);
+    if (M > 1) _tile_stored(1, out + 256, 64);
+    if (M > 2) _tile_stored(2, out + 512, 64);
+    if (M > 3) _tile_stored(3, out + 768, 64);
+}
+
+// Columns [0, G) of products [count][16], count rounded up to 16, as rows.
+template <int G>
+inline void turn_products(const float* products, int64_t count, float (*rows)[stream_keys]) {
+    for (int64_t i = 0; i < count; i += 16, products += 256) {
+        __m512 r[4]; // r[j]: of keys j, 4 + j, 8 + j, 12 + j
+        for (int j = 0; j < 4; ++j) {
+            r[j] = _mm512_castps128_ps512(_mm_load_ps(products + 16 * j));
+            r[j] = _mm512_insertf32x4(r[j], _mm_load_ps(products + 16 * (4 + j)), 1);
+            r[j] = _mm512_insertf32x4(r[j], _mm_load_ps(products + 16 * (8 + j)), 2);
+            r[j] = _mm512_insertf32x4(r[j], _mm_load_ps(products + 16 * (12 + j)), 3);
+        }
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1])), b = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+        _mm512_store_ps(rows[0] + i, _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)));
+        if (G > 1) _mm512_store_ps(rows[1] + i, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+        if (G <= 2) continue;
+        const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1])), d = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+        _mm512_store_ps(rows[2] + i, _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)));
+        if (G > 3) _mm512_store_ps(rows[3] + i, _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+    }
+}
+
+// Adds values of keys [first, count), weighted, to what there is times its factor: W times 32 dims from d on. Sums lie
+// as pairs of keys are multiplied: of 32 dims those of the lower half of each quarter, then those of the upper.
+template <int G, int W>
+inline void add_pairs(const Keys& keys, int64_t first, const uint32_t (*weights)[stream_keys / 2], const float* factors,
+                      int64_t d, int64_t head_dim, float* values) {
+    __m512 sums[G][2 * W];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 4
+        for (int i = 0; i < 2 * W; ++i)
+            sums[g][i] = _mm512_mul_ps(_mm512_loadu_ps(values + g * head_dim + d + 16 * i), _mm512_set1_ps(factors[g]));
+    const auto add = [&](int64_t pair, const __m512i* low, const __m512i* high) {
+        __m512bh v[2 * W];
+#pragma GCC unroll 2
+        for (int i = 0; i < W; ++i) {
+            v[2 * i] = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi16(low[i], high[i]));
+            v[2 * i + 1] = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi16(low[i], high[i]));
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) {
+            const __m512bh weight = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(weights[g][pair])));
+#pragma GCC unroll 4
+            for (int i = 0; i < 2 * W; ++i) sums[g][i] = _mm512_dpbf16_ps(sums[g][i], v[i], weight);
+        }
+    };
+    const char* v = keys.v + 2 * d;
+    const auto row = [&](int64_t k, __m512i* to) {
+#pragma GCC unroll 2
+        for (int i = 0; i < W; ++i) to[i] = _mm512_loadu_si512(v + keys.at[k] + 64 * i);
+    };
+    __m512i low[W], high[W];
+    const auto clear = [&](__m512i* to) {
+        for (int i = 0; i < W; ++i) to[i] = _mm512_setzero_si512(); // what nobody sees may be anything
+    };
+    int64_t k = first;
+    if (k % 2) {
+        clear(low), row(k, high), add(k / 2, low, high);
+        ++k;
+    }
+    for (; k + 2 <= keys.count; k += 2) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 2 * W; ++i) prefetch(keys.v + keys.next[k + i % 2] + 2 * d + i / 2 * 64);
+        row(k, low), row(k + 1, high), add(k / 2, low, high);
+    }
+    if (k < keys.count) row(k, low), clear(high), add(k / 2, low, high);
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 4
+        for (int i = 0; i < 2 * W; ++i) _mm512_storeu_ps(values + g * head_dim + d + 16 * i, sums[g][i]);
+}
+
+// G queries of one head go over keys [first, keys.count), of which `products` has the products.
+template <int G>
+inline void stream_bf16_keys(const Attention& a, const Keys& keys, int64_t first, const float* products, float* values,
+                             float* maxima, float* sums) {
+    alignas(64) float weights[G][stream_keys];
+    alignas(64) uint32_t pairs[G][stream_keys / 2];
+    float factors[G];
+    turn_products<G>(products, keys.count, weights);
+    weigh_streamed<G>(a, first, keys.count, weights, maxima, sums, factors);
+    for (int g = 0; g < G; ++g)
+        for (int64_t i = 0; i < keys.count; i += 32) {
+            const __m512 after = i + 16 < keys.count ? _mm512_load_ps(weights[g] + i + 16) : _mm512_setzero_ps();
+            const __m512bh both = _mm512_cvtne2ps_pbh(after, _mm512_load_ps(weights[g] + i));
+            std::memcpy(pairs[g] + i / 2, &both, 64);
+        }
+    int64_t d = 0;
+    for (; d + 64 <= a.head_dim; d += 64) add_pairs<G, 2>(keys, first, pairs, factors, d, a.head_dim, values);
+    if (d < a.head_dim) add_pairs<G, 1>(keys, first, pairs, factors, d, a.head_dim, values);
+}
+
+void stream_bf16(const Attention& a, const Piece& piece, const Piece* upcoming) {
+    const int64_t group = a.group(), head_dim = a.head_dim, steps = head_dim / 32, num_queries = piece.heads * group;
+    Space space;
+    const int64_t q_at = space.reserve<uint16_t>(piece.heads * steps * tile_numbers);
+    const int64_t products_at = space.reserve<float>(stream_keys * 16);
+    const int64_t values_at = space.reserve<float>(num_queries * head_dim);
+    const int64_t maxima_at = space.reserve<float>(num_queries), sums_at = space.reserve<float>(num_queries);
+    const int64_t places_at = space.reserve<int64_t>(2 * stream_keys);
+    space.allocate();
+    uint16_t* q = space.at<uint16_t>(q_at);
+    float *products = space.at<float>(products_at), *values = space.at<float>(values_at);
+    float *maxima = space.at<float>(maxima_at), *sums = space.at<float>(sums_at);
+    for (int64_t h = 0; h < piece.heads; ++h) put_queries(a, piece, piece.head + h, 0, q + h * steps * tile_numbers);
+    start_streamed(a, piece, values, maxima, sums);
+    const TileRegisters registers;
+    const int64_t stride = 2 * a.slot;
+    const auto begin_of = [](const Piece& p) { return p.key / 16 * 16; }; // so that 16 keys are of one block
+    int64_t *at = space.at<int64_t>(places_at), *next = at + stream_keys;
+    find_streamed(a, piece, begin_of(piece), at);
+    for (int64_t key = begin_of(piece); key < piece.key_end; key += stream_keys) {
+        const bool is_last = key + stream_keys >= piece.key_end;
+        if (!is_last) find_streamed(a, piece, key + stream_keys, next);
+        else if (upcoming != nullptr) find_streamed(a, *upcoming, begin_of(*upcoming), next);
+        const int64_t first = most(piece.key - key, 0), count = least(stream_keys, piece.key_end - key);
+        for (int64_t h = 0; h < piece.heads; ++h) {
+            const char* k = keys_of(a, piece.head + h);
+            const Keys keys{k, k + 2 * a.kv, at, is_last && upcoming == nullptr ? at : next, count};
+            const char* rows[4];
+            for (int i = 0; i < 4; ++i) rows[i] = k + at[16 * i];
+            const uint16_t* here = q + h * steps * tile_numbers;
+            finish_stores();
+            const auto ask = [&](int64_t from, int64_t to) {
+                for (int64_t i = from; i < to; ++i)
+                    for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.k + keys.next[i] + b);
+            };
+            ask(0, 32);
+            switch ((count + 15) / 16) {
+            case 1: multiply_rows_of_keys<1>(rows, stride, here, steps, products); break;
+            case 2: multiply_rows_of_keys<2>(rows, stride, here, steps, products); break;
+            case 3: multiply_rows_of_keys<3>(rows, stride, here, steps, products); break;
+            default: multiply_rows_of_keys<4>(rows, stride, here, steps, products);
+            }
+            finish_stores();
+            ask(32, 64);
+            for (int64_t i = count / 2 * 2; i < stream_keys; ++i)
+                for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.v + keys.next[i] + b);
+            int64_t g = 0;
+            const auto pass = [&](auto function, int number) {
+                const int64_t i = h * group + g;
+                function(a, keys, first, products + g, values + i * head_dim, maxima + i, sums + i);
+                g += number;
+            };
+            while (group - g >= 4) pass(stream_bf16_keys<4>, 4);
+            if (group - g == 3) pass(stream_bf16_keys<3>, 3);
+            if (group - g == 2) pass(stream_bf16_keys<2>, 2);
+            if (group - g == 1) pass(stream_bf16_keys<1>, 1);
+        }
+        int64_t* kept = at;
+        at = next, next = kept;
+    }
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    for (int64_t i = 0; i < num_queries * head_dim; i += 32) {
+        const __m512 first = _mm512_loadu_ps(values + i), second = _mm512_loadu_ps(values + i + 16);
+        _mm512_storeu_ps(values + i, _mm512_permutex2var_ps(first, low, second));
+        _mm512_storeu_ps(values + i + 16, _mm512_permutex2var_ps(first, high, second));
+    }
+    finish_streamed(a, piece, values, maxima, sums);
+}
+
+void stream_any(const Attention& a, const Piece& piece, const Piece* upcoming) {
+    const bool is_short = a.q_type == Number::bf16 && a.cache_type == Number::bf16;
+    (is_short && a.block_size % 16 == 0 ? stream_bf16 : stream)(a, piece, upcoming);
+}
+
 void tiles(const Attention& a, const Piece& piece) {
     const bool is_short = a.q_type == Number::bf16 && a.cache_type == Number::bf16;
     (is_short ? tiles_of_bf16 : tiles_of_floats)(a, piece);
@@ -224,6 +430,6 @@ void tiles(const Attention& a, const Piece& piece) {
 
 } // namespace
 
-const AttentionKernels amx_attention{stream, tiles, merge, 8, 4, true};
+const AttentionKernels amx_attention{stream_any, tiles, merge, 8, 4, true};
 
 } // namespace octavo

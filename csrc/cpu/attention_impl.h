@@ -80,8 +80,13 @@ inline void find_keys(const Attention& a, const Piece& piece, int64_t key, int64
 
 inline const char* keys_of(const Attention& a, int64_t head) { return advance(a.cache, a.cache_type, head * a.head); }
 
+inline int64_t token_of(const Attention& a, const Piece& piece, int64_t query) {
+    const int64_t i = query / a.group();
+    return piece.tokens != nullptr ? piece.tokens[i] : piece.token + i;
+}
+
 inline const void* query_of(const Attention& a, const Piece& piece, int64_t head, int64_t query) {
-    const int64_t token = piece.token + query / a.group(), n = head * a.group() + query % a.group();
+    const int64_t token = token_of(a, piece, query), n = head * a.group() + query % a.group();
     return advance(a.q, a.q_type, token * a.q_token + n * a.q_head);
 }
 
@@ -97,18 +102,22 @@ struct Target {
 };
 
 inline Target target_of(const Attention& a, const Piece& piece, int64_t head, int64_t query) {
-    const int64_t token = piece.token + query / a.group(), n = head * a.group() + query % a.group();
+    if (piece.partial.data != nullptr)
+        return {piece.partial.data, Number::f32, piece.partial.index(head, query) * a.head_dim};
+    const int64_t token = token_of(a, piece, query), n = head * a.group() + query % a.group();
     return {a.out, a.q_type, (token * a.heads + n) * a.head_dim};
 }
 
-inline Target partial_of(const Attention& a, const Piece& piece, int64_t head, int64_t query) {
-    return {piece.partial, Number::f32, ((head - piece.head) * piece.queries + query - piece.query) * a.head_dim};
+inline float& maximum_of(const Attention& a, const Partial& partial, int64_t index) {
+    return partial.data[partial.count() * a.head_dim + index];
+}
+inline float& sum_of(const Attention& a, const Partial& partial, int64_t index) {
+    return partial.data[partial.count() * (a.head_dim + 1) + index];
 }
 
 inline void keep_partial(const Attention& a, const Piece& piece, int64_t head, int64_t query, float maximum, float sum) {
-    float* maxima = piece.partial + piece.num_partial() * a.head_dim;
-    const int64_t at = (head - piece.head) * piece.queries + query - piece.query;
-    maxima[at] = maximum, maxima[piece.num_partial() + at] = sum;
+    const int64_t at = piece.partial.index(head, query);
+    maximum_of(a, piece.partial, at) = maximum, sum_of(a, piece.partial, at) = sum;
 }
 
 // c * tanh(x * scale / c)
@@ -196,6 +205,35 @@ inline void stream_values(const Keys& keys, const float (*weights)[stream_keys],
         for (int i = 0; i < 2 * W; ++i) store(values + g * head_dim + d + 16 * i, sums[g][i]);
 }
 
+// Products of G queries with keys [first, count) of some that pass together become weights, the others' 0. What was
+// summed up before is to be multiplied by `factors`.
+template <int G>
+inline void weigh_streamed(const Attention& a, int64_t first, int64_t count, float (*weights)[stream_keys], float* maxima,
+                           float* sums, float* factors) {
+    const float scale = exponent_scale(a);
+    const int64_t padded = round_up(count, 16);
+    for (int g = 0; g < G; ++g) {
+        if (a.soft_cap > 0)
+            for (int64_t i = 0; i < padded; i += 16) store(weights[g] + i, capped(a, load(weights[g] + i)));
+        for (int64_t i = 0; i < first; ++i) weights[g][i] = -__builtin_inff();
+        for (int64_t i = count; i < padded; ++i) weights[g][i] = -__builtin_inff();
+        Vec top = load(weights[g]);
+        for (int64_t i = 16; i < padded; i += 16) top = larger(load(weights[g] + i), top);
+        const float before = maxima[g], here = largest(top) * scale, maximum = here > before ? here : before;
+        maxima[g] = maximum;
+        Vec sum = set(0);
+        for (int64_t i = 0; i < padded; i += 16) {
+            const Vec weight = exp2(fma(load(weights[g] + i), set(scale), set(-maximum)));
+            store(weights[g] + i, weight);
+            sum = add(sum, weight);
+        }
+        float factor[16];
+        store(factor, exp2(set(before - maximum)));
+        factors[g] = factor[0];
+        sums[g] = sums[g] * factors[g] + total(sum);
+    }
+}
+
 // G queries of one head go over some keys. Sums of values are [G][head_dim], in the order of load_pair.
 template <Number T, int G, bool Short>
 void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* values, float* maxima, float* sums) {
@@ -219,29 +257,8 @@ void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* 
         }
         for (int g = 0; g < G; ++g) store(weights[g] + i, join(quads[g][0], quads[g][1], quads[g][2], quads[g][3]));
     }
-    const float scale = exponent_scale(a);
     float factors[G];
-    for (int g = 0; g < G; ++g) {
-        for (int64_t i = keys.count; i < padded; ++i) weights[g][i] = -__builtin_inff();
-        if (a.soft_cap > 0) {
-            for (int64_t i = 0; i < padded; i += 16) store(weights[g] + i, capped(a, load(weights[g] + i)));
-            for (int64_t i = keys.count; i < padded; ++i) weights[g][i] = -__builtin_inff();
-        }
-        Vec top = load(weights[g]);
-        for (int64_t i = 16; i < padded; i += 16) top = larger(load(weights[g] + i), top);
-        const float before = maxima[g], here = largest(top) * scale, maximum = here > before ? here : before;
-        maxima[g] = maximum;
-        Vec sum = set(0);
-        for (int64_t i = 0; i < padded; i += 16) {
-            const Vec weight = exp2(fma(load(weights[g] + i), set(scale), set(-maximum)));
-            store(weights[g] + i, weight);
-            sum = add(sum, weight);
-        }
-        float factor[16];
-        store(factor, exp2(set(before - maximum)));
-        factors[g] = factor[0];
-        sums[g] = sums[g] * factors[g] + total(sum);
-    }
+    weigh_streamed<G>(a, 0, keys.count, weights, maxima, sums, factors);
     constexpr int pairs = most_rows >= 8 ? 2 : 1; // that registers hold for G queries
     int64_t d = 0;
     for (; d + 32 * pairs <= a.head_dim; d += 32 * pairs)
@@ -249,10 +266,61 @@ void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* 
     for (; d < a.head_dim; d += 32) stream_values<T, G, 1>(keys, weights, factors, d, a.head_dim, values);
 }
 
+// What the queries of a piece have before any key; sums of values are [heads][group][head_dim].
+inline void start_streamed(const Attention& a, const Piece& piece, float* values, float* maxima, float* sums) {
+    const int64_t group = a.group();
+    const bool has_sink = a.sinks != nullptr && piece.is_first && piece.before.data == nullptr;
+    for (int64_t i = 0; i < piece.heads * group; ++i) {
+        for (int64_t d = 0; d < a.head_dim; d += 16) store(values + i * a.head_dim + d, set(0));
+        maxima[i] = has_sink ? sink_of(a, piece.head + i / group, i % group) : lowest, sums[i] = has_sink ? 1.0f : 0.0f;
+    }
+}
+
+// Results, from sums of values in the order of dims and what there was before.
+inline void finish_streamed(const Attention& a, const Piece& piece, const float* values, const float* maxima,
+                            const float* sums) {
+    const int64_t group = a.group();
+    for (int64_t i = 0; i < piece.heads * group; ++i) {
+        const int64_t head = piece.head + i / group, query = i % group;
+        const float* others = nullptr;
+        float maximum = maxima[i], sum = sums[i];
+        Vec own = set(1), other = set(0); // what each kind of sums is to be multiplied by
+        if (piece.before.data != nullptr) {
+            const int64_t at = piece.before.index(head, query);
+            const float before = maximum_of(a, piece.before, at);
+            others = piece.before.data + at * a.head_dim;
+            maximum = before > maximum ? before : maximum;
+            own = exp2(set(maxima[i] - maximum)), other = exp2(set(before - maximum));
+            float weight[2][16];
+            store(weight[0], own), store(weight[1], other);
+            sum = sum * weight[0][0] + sum_of(a, piece.before, at) * weight[1][0];
+        }
+        if (piece.partial.data == nullptr) {
+            const Vec factor = inverse(set(sum));
+            own = mul(own, factor), other = mul(other, factor);
+        }
+        const Target to = target_of(a, piece, head, query);
+        for (int64_t d = 0; d < a.head_dim; d += 16) {
+            Vec x = mul(load(values + i * a.head_dim + d), own);
+            if (others != nullptr) x = fma(load(others + d), other, x);
+            store_some(to.data, to.type, to.at + d, x, 16);
+        }
+        if (piece.partial.data != nullptr) keep_partial(a, piece, head, query, maximum, sum);
+    }
+}
+
+// Places of the keys that pass together from `key` on; the last one is repeated up to stream_keys.
+inline void find_streamed(const Attention& a, const Piece& piece, int64_t key, int64_t* places) {
+    const int64_t count = least(stream_keys, piece.key_end - key);
+    if (count <= 0) return;
+    find_keys(a, piece, key, count, places);
+    for (int64_t i = count; i < stream_keys; ++i) places[i] = places[count - 1];
+}
+
 constexpr int streamed_together = most_rows >= 8 ? 4 : most_rows >= 4 ? 2 : 1; // queries
 
 template <Number T, bool Short>
-void stream_of(const Attention& a, const Piece& piece) {
+void stream_of(const Attention& a, const Piece& piece, const Piece* upcoming) {
     const int64_t group = a.group(), head_dim = a.head_dim, num_queries = piece.heads * group;
     Space space;
     const int64_t q_at = space.reserve<float>(num_queries * head_dim);
@@ -270,23 +338,18 @@ void stream_of(const Attention& a, const Piece& piece) {
         else
             for (int64_t d = 0; d < head_dim; d += 16)
                 store(reinterpret_cast<float*>(q + i * q_bytes) + d, load_as(from, a.q_type, d));
-        for (int64_t d = 0; d < head_dim; d += 16) store(values + i * head_dim + d, set(0));
-        const bool has_sink = a.sinks != nullptr && piece.is_first;
-        maxima[i] = has_sink ? sink_of(a, head, i % group) : lowest, sums[i] = has_sink ? 1.0f : 0.0f;
     }
+    start_streamed(a, piece, values, maxima, sums);
     int64_t *at = space.at<int64_t>(places_at), *next = at + stream_keys;
-    const auto find = [&](int64_t key, int64_t* places) {
-        const int64_t count = least(stream_keys, piece.key_end - key);
-        find_keys(a, piece, key, count, places);
-        for (int64_t i = count; i < stream_keys; ++i) places[i] = places[count - 1];
-    };
-    if (piece.key < piece.key_end) find(piece.key, at);
+    find_streamed(a, piece, piece.key, at);
     for (int64_t key = piece.key; key < piece.key_end; key += stream_keys) {
         const bool is_last = key + stream_keys >= piece.key_end;
-        if (!is_last) find(key + stream_keys, next);
+        if (!is_last) find_streamed(a, piece, key + stream_keys, next);
+        else if (upcoming != nullptr) find_streamed(a, *upcoming, upcoming->key, next);
         for (int64_t h = 0; h < piece.heads; ++h) {
             const char* k = keys_of(a, piece.head + h);
-            const Keys keys{k, k + a.kv * size_of(T), at, is_last ? at : next, least(stream_keys, piece.key_end - key)};
+            const Keys keys{k, k + a.kv * size_of(T), at, is_last && upcoming == nullptr ? at : next,
+                            least(stream_keys, piece.key_end - key)};
             int64_t g = h * group;
             const auto pass = [&](auto function, int count) {
                 function(a, keys, q + g * q_bytes, values + g * head_dim, maxima + g, sums + g);
@@ -303,29 +366,23 @@ void stream_of(const Attention& a, const Piece& piece) {
         int64_t* kept = at;
         at = next, next = kept;
     }
-    for (int64_t i = 0; i < num_queries; ++i) {
-        const int64_t head = piece.head + i / group;
-        const Target to = piece.partial ? partial_of(a, piece, head, i % group) : target_of(a, piece, head, i % group);
-        const Vec factor = piece.partial ? set(1) : inverse(set(sums[i]));
-        for (int64_t d = 0; d < head_dim; d += 32) {
-            Vec first = mul(load(values + i * head_dim + d), factor);
-            Vec second = mul(load(values + i * head_dim + d + 16), factor);
-            if (T == Number::bf16) interleave(first, second);
-            store_some(to.data, to.type, to.at + d, first, 16);
-            store_some(to.data, to.type, to.at + d + 16, second, 16);
+    if (T == Number::bf16)
+        for (int64_t i = 0; i < num_queries * head_dim; i += 32) {
+            Vec first = load(values + i), second = load(values + i + 16);
+            interleave(first, second);
+            store(values + i, first), store(values + i + 16, second);
         }
-        if (piece.partial) keep_partial(a, piece, head, i % group, maxima[i], sums[i]);
-    }
+    finish_streamed(a, piece, values, maxima, sums);
 }
 
-void stream(const Attention& a, const Piece& piece) {
+void stream(const Attention& a, const Piece& piece, const Piece* upcoming) {
     switch (a.cache_type) {
-    case Number::f32: return stream_of<Number::f32, false>(a, piece);
-    case Number::f16: return stream_of<Number::f16, false>(a, piece);
+    case Number::f32: return stream_of<Number::f32, false>(a, piece, upcoming);
+    case Number::f16: return stream_of<Number::f16, false>(a, piece, upcoming);
     default:
         if constexpr (has_dot_bf16)
-            if (a.q_type == Number::bf16) return stream_of<Number::bf16, true>(a, piece);
-        return stream_of<Number::bf16, false>(a, piece);
+            if (a.q_type == Number::bf16) return stream_of<Number::bf16, true>(a, piece, upcoming);
+        return stream_of<Number::bf16, false>(a, piece, upcoming);
     }
 }
 
@@ -373,10 +430,9 @@ class Tiles {
         for (int64_t t = 0; t < count; ++t) {
             const Tile tile = (*this)(a, piece, t);
             const int64_t query = piece.query + 16 * t, queries = least(16, piece.queries - 16 * t);
-            const Vec factor = piece.partial ? set(1) : inverse(load(tile.sums));
+            const Vec factor = piece.partial.data != nullptr ? set(1) : inverse(load(tile.sums));
             Target to[16];
-            for (int64_t i = 0; i < queries; ++i)
-                to[i] = piece.partial ? partial_of(a, piece, head, query + i) : target_of(a, piece, head, query + i);
+            for (int64_t i = 0; i < queries; ++i) to[i] = target_of(a, piece, head, query + i);
             for (int64_t d = 0; d < a.head_dim; d += 16) {
                 Vec rows[16];
                 for (int64_t i = 0; i < 16; ++i) rows[i] = mul(load(tile.values + 16 * (d + i)), factor);
@@ -384,7 +440,7 @@ class Tiles {
                 for (int64_t i = 0; i < queries; ++i)
                     store_some(to[i].data, to[i].type, to[i].at + d, rows[i], a.head_dim - d);
             }
-            if (piece.partial)
+            if (piece.partial.data != nullptr)
                 for (int64_t i = 0; i < queries; ++i)
                     keep_partial(a, piece, head, query + i, tile.maxima[i], tile.sums[i]);
         }
@@ -605,9 +661,11 @@ void tiles_of_floats(const Attention& a, const Piece& piece) {
 // ---- parts of keys ---------------------------------------------------------------------------------------------------
 
 void merge(const Attention& a, const Piece& piece, int64_t parts, int64_t stride) {
-    const int64_t n = piece.num_partial();
-    for (int64_t i = 0; i < n; ++i) {
-        const float *maxima = piece.partial + n * a.head_dim + i, *sums = maxima + n;
+    const Partial& first = piece.partial;
+    Piece whole = piece;
+    whole.partial.data = nullptr;
+    for (int64_t i = 0; i < first.count(); ++i) {
+        const float *maxima = &maximum_of(a, first, i), *sums = &sum_of(a, first, i);
         float maximum = lowest;
         for (int64_t p = 0; p < parts; ++p)
             if (maxima[p * stride] > maximum) maximum = maxima[p * stride];
@@ -615,11 +673,11 @@ void merge(const Attention& a, const Piece& piece, int64_t parts, int64_t stride
         for (int64_t p = 0; p < parts; ++p)
             sum = fma(exp2(set(maxima[p * stride] - maximum)), set(sums[p * stride]), sum);
         const Vec factor = inverse(sum);
-        const Target to = target_of(a, piece, piece.head + i / piece.queries, piece.query + i % piece.queries);
+        const Target to = target_of(a, whole, first.head + i / first.queries, first.query + i % first.queries);
         for (int64_t d = 0; d < a.head_dim; d += 16) {
             Vec values = set(0);
             for (int64_t p = 0; p < parts; ++p) {
-                const Vec part = load_some(piece.partial + p * stride, Number::f32, i * a.head_dim + d, a.head_dim - d);
+                const Vec part = load_some(first.data + p * stride, Number::f32, i * a.head_dim + d, a.head_dim - d);
                 values = fma(exp2(set(maxima[p * stride] - maximum)), part, values);
             }
             store_some(to.data, to.type, to.at + d, mul(values, factor), a.head_dim - d);

@@ -139,6 +139,42 @@ def test_keys_are_divided_between_threads(
     close(run(layout, window), expected_of(layout, window), max(TOLERANCE[dtype], 1e-5))
 
 
+def share(layout: Layout, rows: list[int], length: int) -> None:
+    """The first `length` tokens of these rows become those of the first of them, whole blocks in the same place."""
+    block_size = layout.cache.shape[2]
+    for row in rows[1:]:
+        whole = length // block_size
+        layout.block_table[row, :whole] = layout.block_table[rows[0], :whole]
+        layout.keys[row][: whole * block_size] = layout.keys[rows[0]][: whole * block_size]
+        layout.values[row][: whole * block_size] = layout.values[rows[0]][: whole * block_size]
+
+
+@cache
+def sharing(heads: tuple[int, int, int], dtype: torch.dtype) -> tuple[Layout, list[torch.Tensor]]:
+    """Two prefixes, whose rows lie among others and have little and much of their own, and one row with half of a
+    prefix only; and what must come out without a cap, with one, and with sinks."""
+    decoding = [(1, 401 + 3 * i) for i in range(60)]
+    rows = [(1, 300), *decoding[:30], (9, 420), *decoding[30:], (1, 1400), (1, 385), (0, 400)]
+    layout = random_layout(rows, *heads, dtype=dtype)
+    share(layout, [*range(1, 25), 31, 62, 63], 384)
+    share(layout, [*range(25, 31), *range(32, 62)], 300)
+    share(layout, [1, 64], 192)
+    arguments = (layout.block_table, layout.query_start, layout.seq_lens, SCALE, None)
+    wide = layout.q.float(), layout.cache.float()
+    more = ((None, None), (2.0, None), (None, torch.linspace(-4, 4, heads[0])))
+    return layout, [specification(*wide, *arguments, *one) for one in more]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [(6, 2, 64), (5, 1, 32), (2, 2, 96)], ids=str)
+def test_rows_that_share_a_prefix(heads: tuple[int, int, int], dtype: torch.dtype, isa: str, threads: None) -> None:
+    layout, (plain, capped, with_sinks) = sharing(heads, dtype)
+    tolerance = max(TOLERANCE[dtype], 1e-5)
+    close(run(layout), plain, tolerance)
+    close(run(layout, soft_cap=2.0), capped, tolerance)
+    close(run(layout, sinks=torch.linspace(-4, 4, heads[0])), with_sinks, tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [(6, 2, 32), (6, 1, 20)], ids=str)
 def test_sinks(heads: tuple[int, int, int], dtype: torch.dtype, isa: str) -> None:
