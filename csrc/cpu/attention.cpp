@@ -31,8 +31,8 @@ const AttentionKernels& kernels() {
 }
 
 constexpr int64_t most_tiles = 16;       // of a piece: keys are put in order once for all of them
-constexpr int64_t least_keys = 128;     // of a part, and what its number of keys is a multiple of
-constexpr int64_t least_cost = 20000;   // cycles of a piece: below, handing it to a thread costs as much
+constexpr int64_t least_keys = 64;     // of a part, and what its number of keys is a multiple of
+constexpr int64_t least_cost = 5000;    // cycles of a piece: below, handing it to a thread costs as much
 constexpr int64_t pieces_a_thread = 4;
 
 struct Task {

@@ -22,7 +22,6 @@ inline Vec inverse(Vec x) {
 inline float largest(Vec x) { return _mm512_reduce_max_ps(x.v); }
 inline float total(Vec x) { return _mm512_reduce_add_ps(x.v); }
 
-inline __m512 above_floor(__m512 x) { return _mm512_reduce_ps(x, 0x09); } // x - floor(x), and 0 for an infinite x
 inline Vec exp2(Vec x) {
     const __m512 f = above_floor(x.v);
     __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(1.8775767e-3f), f, _mm512_set1_ps(8.9893397e-3f));
@@ -32,15 +31,6 @@ inline Vec exp2(Vec x) {
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.9999994e-1f));
     return {_mm512_scalef_ps(p, x.v)}; // takes the floor of x itself
 }
-// To 8e-5 of it: what is rounded to bf16 afterwards needs no more.
-inline Vec short_exp2(Vec x) {
-    const __m512 f = above_floor(x.v);
-    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(7.8024521e-2f), f, _mm512_set1_ps(2.2606716e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9583356e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.9992520e-1f));
-    return {_mm512_scalef_ps(p, x.v)};
-}
-
 inline __m512 pairs(__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
 // Of each quarter, the sums of that quarter of a, b, c, d.
 inline Vec quad(Vec a, Vec b, Vec c, Vec d) {

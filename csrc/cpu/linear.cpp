@@ -55,28 +55,15 @@ class Pieces {
     char* data_ = nullptr;
 };
 
-// Cuts `n` panels into pieces of whole pairs, large ones first: each thread walks through memory far ahead of the others,
-// and one that is held up leaves what remains to them.
-class Shares {
-  public:
-    Shares(int64_t n, int64_t threads) {
-        int64_t at = 0;
-        starts_[0] = 0;
-        while (at < n) {
-            const int64_t left = n - at;
-            int64_t size = threads == 1 ? left : padded(most(1, left / (2 * threads)), 2);
-            if (count_ + 1 == most_shares || left - size < 2) size = left;
-            at += size;
-            starts_[++count_] = least(at, n);
-        }
-    }
-    int64_t count() const { return count_; }
-    int64_t start(int64_t share) const { return starts_[share]; }
+// A stretch of n panels cut into whole pairs, each piece half of what is left: whoever works on it walks through memory,
+// and one that is held up leaves what remains to others.
+constexpr int64_t pieces_of_stretch = 6;
 
-  private:
-    static constexpr int64_t most_shares = 1024;
-    int64_t count_ = 0, starts_[most_shares + 1];
-};
+int64_t cut_of(int64_t n, int64_t piece) {
+    return piece == pieces_of_stretch ? n : least(n, padded(n - (n >> piece), 2));
+}
+
+constexpr int64_t least_rows_a_thread = 128; // from which on threads share rows, and each goes through all weights
 
 } // namespace
 
@@ -169,21 +156,23 @@ void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, con
         });
     }
 
-    // Panels of all parts in a row, in pairs where rows are many; rows in pieces that stay in a cache.
+    // Threads share the panels of all parts; or rows, which stay in a thread's cache from one product to the next.
+    const int64_t threads = num_threads(), num_panels = is_gated ? num_panels_ / 2 : num_panels_;
+    const bool by_rows = any_many && threads > 1 && rows >= least_rows_a_thread * threads;
+    const int64_t block = by_rows ? padded((rows + threads - 1) / threads, 32) : rows; // of rows
+    // rows in pieces that stay in a cache
     const int64_t row_bytes = a.stride * (needs_floats ? 4 : 2);
     const int64_t chunk = any_many ? most(32, rows_bytes / row_bytes / 32 * 32) : rows;
-    const Shares shares(is_gated ? num_panels_ / 2 : num_panels_, num_threads());
-    for (int64_t first = 0; first < rows; first += chunk) {
-        Activations here = a;
-        here.rows = least(chunk, rows - first);
-        if (here.floats) here.floats += first * a.stride;
-        here.plain += first * a.plain_stride;
-        if (here.tiles) here.tiles += first * a.stride;
-        if (here.q) here.q += first * 32, here.rounded += first;
-        Output to = out;
-        to.data = static_cast<char*>(out.data) + first * out.stride * size_of(out.type);
-        parallel_for(shares.count(), 1, [&](int64_t first_share, int64_t end_share) {
-            const int64_t begin = shares.start(first_share), end = shares.start(end_share);
+    const auto multiply = [&](int64_t begin, int64_t end, int64_t first, int64_t last) { // panels, rows
+        for (; first < last; first += chunk) {
+            Activations here = a;
+            here.rows = least(chunk, last - first);
+            if (here.floats) here.floats += first * a.stride;
+            here.plain += first * a.plain_stride;
+            if (here.tiles) here.tiles += first * a.stride;
+            if (here.q) here.q += first * 32, here.rounded += first;
+            Output to = out;
+            to.data = static_cast<char*>(out.data) + first * out.stride * size_of(out.type);
             int64_t panel = 0, column = 0;
             for (const Part& part : parts_) {
                 const int64_t count = padded(part.rows, panel_rows) / panel_rows;
@@ -196,8 +185,22 @@ void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, con
                 }
                 panel += count, column += part.rows;
             }
-        });
-    }
+        }
+    };
+    if (threads == 1) return multiply(0, num_panels, 0, rows);
+    parallel_for(threads * pieces_of_stretch, 1, [&](int64_t first, int64_t last) {
+        for (; first < last; ++first) {
+            const int64_t thread = first / pieces_of_stretch, piece = first % pieces_of_stretch;
+            int64_t begin = 0, end = num_panels, row = 0, row_end = rows;
+            if (by_rows) {
+                row = least(thread * block, rows), row_end = least(row + block, rows);
+            } else {
+                begin = least(padded(num_panels * thread / threads, 2), num_panels);
+                end = thread + 1 == threads ? num_panels : least(padded(num_panels * (thread + 1) / threads, 2), num_panels);
+            }
+            multiply(begin + cut_of(end - begin, piece), begin + cut_of(end - begin, piece + 1), row, row_end);
+        }
+    });
 }
 
 void Linear::rows(const int64_t* ids, int64_t n, void* out, Number type) const {

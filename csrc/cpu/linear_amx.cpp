@@ -244,6 +244,17 @@ inline void finish(const Output& out, int64_t row, int64_t all_rows, int64_t col
             put(out, row + i, column + 16 * n, columns - 16 * n, load(sums + 256 * n + 16 * i));
 }
 
+// To 1.5e-4 of it, for what is rounded to bf16 afterwards: 1 / (1 + 2^x).
+inline Vec short_sigmoid(Vec x) { return {_mm512_rcp14_ps(add(set(1), short_exp2(x)).v)}; }
+
+template <Activation A>
+inline Vec short_activated(Vec x) {
+    if constexpr (A == Activation::silu) return mul(x, short_sigmoid(mul(x, set(-1.44269504f))));
+    const Vec cubic = fma(mul(mul(x, x), x), set(0.044715f), x);
+    if constexpr (A == Activation::gelu_tanh) return mul(x, short_sigmoid(mul(cubic, set(-2.3022082f)))); // -2 log2(e) sqrt(2 / pi)
+    return activated(A, x);
+}
+
 template <Activation A>
 inline void finish_gated_as(const Output& out, int64_t row, int64_t rows, int64_t column, int64_t columns,
                             const float* sums) {
@@ -251,7 +262,8 @@ inline void finish_gated_as(const Output& out, int64_t row, int64_t rows, int64_
     const Vec gate_bias = has_bias ? with_bias(out, column, columns, set(0)) : set(0);
     const Vec up_bias = has_bias ? with_bias(out, column + out.up_bias, columns, set(0)) : set(0);
     for (int64_t i = 0; i < rows; ++i, sums += 16) {
-        const Vec gate = activated(A, add(load(sums), gate_bias));
+        const Vec opened = add(load(sums), gate_bias);
+        const Vec gate = out.type == Number::bf16 ? short_activated<A>(opened) : activated(A, opened);
         const Vec x = mul(gate, add(load(sums + 256), up_bias));
         const int64_t at = (row + i) * out.stride + column;
         if (columns >= 16) store_as(out.data, out.type, at, x);

@@ -29,19 +29,43 @@ void pause() {
 #endif
 }
 
+// A range in as many parts as there are threads, up to a number: a thread works on its own part first, so that rows stay
+// in its cache from one job to the next, and then helps with the others'.
 struct Job {
-    RangeFunction function = nullptr;
-    void* context = nullptr;
-    int64_t n = 0, grain = 1;
-    alignas(64) std::atomic<int64_t> next{0};
+    static constexpr int64_t most_parts = 16; // setting one up costs what it costs to take a line from its owner
+    struct alignas(64) Part {
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
 
-    void take_part() {
-        for (;;) {
-            const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
-            if (begin >= n) return;
-            function(context, begin, begin + grain < n ? begin + grain : n);
+    void start(int64_t threads, int64_t number, int64_t piece, RangeFunction f, void* with) {
+        function = f, context = with, n = number, grain = piece;
+        count = threads < most_parts ? threads : most_parts;
+        const int64_t pieces = (n + grain - 1) / grain;
+        for (int64_t p = 0; p < count; ++p) {
+            const int64_t end = pieces * (p + 1) / count * grain;
+            parts[p].end = end < n ? end : n;
+            parts[p].next.store(pieces * p / count * grain, std::memory_order_relaxed);
         }
     }
+
+    void take_part(int64_t thread) {
+        for (int64_t p = 0; p < count; ++p) {
+            Part& part = parts[(thread + p) % count];
+            const int64_t end = part.end;
+            if (part.next.load(std::memory_order_relaxed) >= end) continue;
+            for (;;) {
+                const int64_t begin = part.next.fetch_add(grain, std::memory_order_relaxed);
+                if (begin >= end) break;
+                function(context, begin, begin + grain < end ? begin + grain : end);
+            }
+        }
+    }
+
+    RangeFunction function = nullptr;
+    void* context = nullptr;
+    int64_t n = 0, grain = 1, count = 0;
+    Part parts[most_parts];
 };
 
 void pin(std::thread& thread, int cpu) {
@@ -63,7 +87,7 @@ class OwnThreads {
   public:
     explicit OwnThreads(const std::vector<int>& cpus) {
         for (size_t i = 1; i < cpus.size(); ++i) {
-            threads_.emplace_back([this] { work(); });
+            threads_.emplace_back([this, i] { work(static_cast<int64_t>(i)); });
             pin(threads_.back(), cpus[i]);
         }
     }
@@ -78,15 +102,14 @@ class OwnThreads {
     }
 
     void run(int64_t n, int64_t grain, RangeFunction function, void* context) {
-        job_.function = function, job_.context = context, job_.n = n, job_.grain = grain;
-        job_.next.store(0, std::memory_order_relaxed);
+        job_.start(static_cast<int64_t>(threads_.size()) + 1, n, grain, function, context);
         const uint64_t number = (state_.load(std::memory_order_relaxed) >> 16) + 1;
         state_.store(number << 16 | 1); // sequentially consistent, as is reading sleepers_: one side sees the other
         if (sleepers_.load() > 0) {
             std::lock_guard<std::mutex> lock(mutex_);
             wake_.notify_all();
         }
-        job_.take_part();
+        job_.take_part(0);
         state_.fetch_and(~uint64_t{1}, std::memory_order_acq_rel);
         for (int spins = 0; state_.load(std::memory_order_acquire) & 0xfffe; ++spins) {
             pause();
@@ -95,14 +118,14 @@ class OwnThreads {
     }
 
   private:
-    void work() {
+    void work(int64_t thread) {
         uint64_t seen = 0;
         for (;;) {
             const uint64_t number = wait_for_job(seen);
             if (number == 0) return;
             seen = number;
             if (!enter(number)) continue;
-            job_.take_part();
+            job_.take_part(thread);
             state_.fetch_sub(2, std::memory_order_release);
         }
     }
@@ -221,10 +244,17 @@ void run_ranges(int64_t n, int64_t grain, RangeFunction function, void* context)
         return;
     }
     if (pool->openmp != nullptr) {
-        Job job;
-        job.function = function, job.context = context, job.n = n, job.grain = grain;
-        pool->openmp([](void* data) { static_cast<Job*>(data)->take_part(); }, &job,
-                     static_cast<unsigned>(pool->size), 0);
+        struct Shared {
+            Job job;
+            std::atomic<int64_t> entered{0};
+        } shared;
+        shared.job.start(pool->size, n, grain, function, context);
+        pool->openmp(
+            [](void* data) {
+                Shared& all = *static_cast<Shared*>(data);
+                all.job.take_part(all.entered.fetch_add(1, std::memory_order_relaxed));
+            },
+            &shared, static_cast<unsigned>(pool->size), 0);
     } else {
         pool->own->run(n, grain, function, context);
     }

@@ -92,5 +92,15 @@ inline float quantize_block(const float* x, int8_t* q, int32_t* sums) {
     return most / 127.0f;
 }
 
+inline __m512 above_floor(__m512 x) { return _mm512_reduce_ps(x, 0x09); } // x - floor(x), and 0 for an infinite x
+// To 8e-5 of it: what is rounded to bf16 afterwards needs no more.
+inline Vec short_exp2(Vec x) {
+    const __m512 f = above_floor(x.v);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(7.8024521e-2f), f, _mm512_set1_ps(2.2606716e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9583356e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.9992520e-1f));
+    return {_mm512_scalef_ps(p, x.v)};
+}
+
 } // namespace
 } // namespace octavo
