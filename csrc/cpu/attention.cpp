@@ -156,7 +156,9 @@ class Planner {
 
     int64_t numbers(const Partial& partial) const { return (partial.count() * (a_.head_dim + 2) + 15) / 16 * 16; }
 
-    int64_t tiles_cost(int64_t tiles, int64_t keys) const { return a_.key_heads * tiles * (tile_cost_ * std::max<int64_t>(keys, 0) + 500); }
+    int64_t tiles_cost(int64_t tiles, int64_t keys) const {
+        return a_.key_heads * tiles * (tile_cost_ * std::max<int64_t>(keys, 0) + 500);
+    }
 
     int64_t cost(const Group& group) const {
         return tiles_cost((static_cast<int64_t>(group.end - group.begin) * a_.group() + 15) / 16, group.keys);
@@ -175,8 +177,11 @@ class Planner {
         const size_t first = plan_.tokens.size();
         for (size_t i = group.begin; i < group.end; ++i)
             plan_.tokens.push_back(static_cast<int32_t>(plan_.rows[plan_.members[i]].token));
-        // the address follows when all are there
-        Piece piece{leader.table, static_cast<int64_t>(first), nullptr, group.keys, 0, 0, 0, 0, 0, group.keys, true, false, leader.before, {}};
+        Piece piece{};
+        piece.table = leader.table;
+        piece.token = static_cast<int64_t>(first); // where its tokens begin: their address follows when all are there
+        piece.first = piece.key_end = group.keys;  // behind all keys, so that every query sees them
+        piece.is_first = true, piece.partial = leader.before;
         in_tiles(leader.before.queries, cost(group), [&](int64_t head, int64_t heads, int64_t query, int64_t queries) {
             piece.head = head, piece.heads = heads, piece.query = query, piece.queries = queries;
             push({piece, heads * ((queries + 15) / 16) * tile_cost_ * group.keys, -1, leader.place, -1});
@@ -205,7 +210,8 @@ class Planner {
         if (tiles <= together) heads = std::max<int64_t>(1, a_.key_heads / std::min(wanted, a_.key_heads));
         for (int64_t head = 0; head < a_.key_heads; head += heads)
             for (int64_t tile = 0; tile < tiles; tile += together)
-                piece(head, std::min(heads, a_.key_heads - head), 16 * tile, std::min(16 * together, queries - 16 * tile));
+                piece(head, std::min(heads, a_.key_heads - head), 16 * tile,
+                      std::min(16 * together, queries - 16 * tile));
     }
 
     // A piece, or several that share its keys.
@@ -220,9 +226,11 @@ class Planner {
         const int64_t keys = ((end - begin + count - 1) / count + least_keys - 1) / least_keys * least_keys;
         if (count > 1) count = (end - begin + keys - 1) / keys;
         const bool is_divided = count > 1;
-        Piece piece{row.table, row.token, nullptr, row.first, head, heads, query, queries, begin, end, true, is_streamed(row), {}, row.before};
+        Piece piece{row.table, row.token, nullptr, row.first, head, heads, query, queries,
+                    begin,     end,       true,    is_streamed(row), {}, row.before};
         if (is_divided) piece.partial = {nullptr, head, heads, query, queries};
-        const int64_t stride = numbers(piece.partial), parts = is_divided ? static_cast<int64_t>(plan_.parts.size()) : -1;
+        const int64_t stride = numbers(piece.partial);
+        const int64_t parts = is_divided ? static_cast<int64_t>(plan_.parts.size()) : -1;
         if (is_divided) plan_.parts.push_back({static_cast<int64_t>(plan_.tasks.size()), count, stride});
         for (int64_t part = 0; part < count; ++part) {
             if (is_divided) {
@@ -305,7 +313,10 @@ void attend(const Attention& a) {
                 } else {
                     kernel.tiles(a, task.piece);
                 }
-                if (task.parts >= 0 && left[static_cast<size_t>(task.parts)].fetch_sub(1, std::memory_order_acq_rel) == 1) {
+                const auto is_last_part = [&] {
+                    return left[static_cast<size_t>(task.parts)].fetch_sub(1, std::memory_order_acq_rel) == 1;
+                };
+                if (task.parts >= 0 && is_last_part()) {
                     const Parts& all = parts[task.parts];
                     kernel.merge(a, tasks[all.first].piece, all.count, all.stride);
                 }

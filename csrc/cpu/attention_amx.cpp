@@ -228,7 +228,8 @@ void tiles_of_bf16(const Attention& a, const Piece& piece) {
 
 // Products of 16 M keys, whose rows are `stride` bytes apart from each of `rows` on.
 template <int M>
-inline void multiply_rows_of_keys(const char* const* rows, int64_t stride, const uint16_t* q, int64_t steps, float* out) {
+inline void multiply_rows_of_keys(const char* const* rows, int64_t stride, const uint16_t* q, int64_t steps,
+                                  float* out) {
     _tile_zero(0);
     if (M > 1) _tile_zero(1);
     if (M > 2) _tile_zero(2);
@@ -267,11 +268,13 @@ inline void turn_products(const float* products, int64_t count, float (*rows)[st
             r[j] = _mm512_insertf32x4(r[j], _mm_load_ps(products + 16 * (8 + j)), 2);
             r[j] = _mm512_insertf32x4(r[j], _mm_load_ps(products + 16 * (12 + j)), 3);
         }
-        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1])), b = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
+        const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
         _mm512_store_ps(rows[0] + i, _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)));
         if (G > 1) _mm512_store_ps(rows[1] + i, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
         if (G <= 2) continue;
-        const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1])), d = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+        const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+        const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
         _mm512_store_ps(rows[2] + i, _mm512_castpd_ps(_mm512_unpacklo_pd(c, d)));
         if (G > 3) _mm512_store_ps(rows[3] + i, _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
     }

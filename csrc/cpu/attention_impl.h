@@ -208,8 +208,8 @@ inline void stream_values(const Keys& keys, const float (*weights)[stream_keys],
 // Products of G queries with keys [first, count) of some that pass together become weights, the others' 0. What was
 // summed up before is to be multiplied by `factors`.
 template <int G>
-inline void weigh_streamed(const Attention& a, int64_t first, int64_t count, float (*weights)[stream_keys], float* maxima,
-                           float* sums, float* factors) {
+inline void weigh_streamed(const Attention& a, int64_t first, int64_t count, float (*weights)[stream_keys],
+                           float* maxima, float* sums, float* factors) {
     const float scale = exponent_scale(a);
     const int64_t padded = round_up(count, 16);
     for (int g = 0; g < G; ++g) {

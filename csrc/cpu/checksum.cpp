@@ -30,7 +30,7 @@ uint64_t sum_of_piece(const unsigned char* data, int64_t bytes, uint64_t seed) {
         for (int i = 0; i < 4; ++i) lanes[i] = round_of(lanes[i], words[i]);
     }
     std::memset(words, 0, 32);
-    std::memcpy(words, data + at, static_cast<size_t>(bytes - at));
+    if (at < bytes) std::memcpy(words, data + at, static_cast<size_t>(bytes - at)); // no bytes may be at no address
     uint64_t sum = static_cast<uint64_t>(bytes);
     for (int i = 0; i < 4; ++i) sum = mixed(round_of(sum, round_of(lanes[i], words[i])));
     return sum;

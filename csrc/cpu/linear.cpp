@@ -196,7 +196,7 @@ void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, con
                 row = least(thread * block, rows), row_end = least(row + block, rows);
             } else {
                 begin = least(padded(num_panels * thread / threads, 2), num_panels);
-                end = thread + 1 == threads ? num_panels : least(padded(num_panels * (thread + 1) / threads, 2), num_panels);
+                if (thread + 1 < threads) end = least(padded(num_panels * (thread + 1) / threads, 2), num_panels);
             }
             multiply(begin + cut_of(end - begin, piece), begin + cut_of(end - begin, piece + 1), row, row_end);
         }

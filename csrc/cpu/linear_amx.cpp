@@ -251,7 +251,8 @@ template <Activation A>
 inline Vec short_activated(Vec x) {
     if constexpr (A == Activation::silu) return mul(x, short_sigmoid(mul(x, set(-1.44269504f))));
     const Vec cubic = fma(mul(mul(x, x), x), set(0.044715f), x);
-    if constexpr (A == Activation::gelu_tanh) return mul(x, short_sigmoid(mul(cubic, set(-2.3022082f)))); // -2 log2(e) sqrt(2 / pi)
+    constexpr float scale = -2.3022082f; // -2 log2(e) sqrt(2 / pi)
+    if constexpr (A == Activation::gelu_tanh) return mul(x, short_sigmoid(mul(cubic, set(scale))));
     return activated(A, x);
 }
 

@@ -21,7 +21,8 @@ std::string threads_kind();
 using RangeFunction = void (*)(void* context, int64_t begin, int64_t end);
 
 // Runs function(context, begin, end) over [0, n) in pieces of `grain`. Each thread has a part of [0, n) of its own, the
-// same in every call with these sizes, and takes from others' when it is through. Returns when all are done. From several threads at once, or from inside itself: the second to come runs alone.
+// same in every call with these sizes, and takes from others' when it is through. Returns when all are done. From several
+// threads at once, or from inside itself: the second to come runs alone.
 void run_ranges(int64_t n, int64_t grain, RangeFunction function, void* context);
 
 template <class F>
