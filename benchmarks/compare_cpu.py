@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """octavo beside vLLM's CPU build, llama.cpp and transformers, in turn in one session on one machine: SmolLM2-135M and a
-Qwen3-0.6B shape, greedy, the same prompts for all. Prints a table with floors and ratios to the best peer.
+Qwen3-0.6B shape, greedy, the same prompts for all. Prints a table with floors and ratios to the best peer. Engines take
+turns repetition by repetition, all but one of them stopped, so that a machine that others use too is as slow for each
+(servers: one after the other).
 
     benchmarks/compare_cpu.py --vllm-python V/bin/python --llama-python L/bin/python --transformers-python T/bin/python
                               [--llama-server PATH] [--engines octavo vllm ...] [--rows batch ...] [--quick]
@@ -33,7 +35,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -189,6 +193,49 @@ def _count(workload: str, shape: Workload) -> int:
 # --- engines ---------------------------------------------------------------------------------------------------------
 
 
+class Turns:
+    """Who may use the machine: one at a time, in the order of asking."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[object] = deque()  # the first has the turn
+        self._is_over = False
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[None]:
+        """Waits for a turn, has it or later ones meanwhile, and gives it up."""
+        self._wait()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def pass_on(self) -> None:
+        """Everybody else who asked comes first."""
+        self._leave()
+        self._wait()
+
+    def end(self) -> None:
+        """Whoever waits, or asks from now on, gets a KeyboardInterrupt."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _wait(self) -> None:
+        mine = threading.get_ident()
+        with self._changed:
+            self._queue.append(mine)
+            self._changed.wait_for(lambda: self._is_over or self._queue[0] == mine)
+            if self._is_over:
+                raise KeyboardInterrupt
+
+    def _leave(self) -> None:
+        with self._changed:
+            with contextlib.suppress(ValueError):
+                self._queue.remove(threading.get_ident())
+            self._changed.notify_all()
+
+
 @dataclass
 class Settings:
     """How the peers are reached, and what every engine is told."""
@@ -202,6 +249,7 @@ class Settings:
     quiet: float  # seconds to wait for others before each process
     quick: bool
     work: Path  # a directory for jobs and logs
+    turns: Turns = field(default_factory=Turns)
 
     def environment(self, engine: str, cache_gib: int = 4) -> dict[str, str]:
         """Clean of what this process was told about threads."""
@@ -306,9 +354,14 @@ def watched(report: Report, settings: Settings, engine: str, what: str) -> Itera
 
 
 def run_process(settings: Settings, engine: str, job: Job, label: str, report: Report) -> Iterator[dict[str, Any]]:
-    """The messages of an engine's process, with the seconds since its start as `at` and the share of the machine that
-    others had since the message before. Ends early, with a line in the report, where the process fails or takes too
-    long."""
+    """The messages of an engine's process but for its asking for turns, with the seconds since its start as `at` and the
+    share of the machine that others had since its last turn began. Ends early, with a line in the report, where the
+    process fails or takes too long, the time of others' turns left out."""
+    with settings.turns.begin():
+        yield from _run_process(settings, engine, job, label, report)
+
+
+def _run_process(settings: Settings, engine: str, job: Job, label: str, report: Report) -> Iterator[dict[str, Any]]:
     file, log = settings.work / f"{label}.json", settings.work / f"{label}.log"
     file.write_text(json.dumps(dataclasses.asdict(job)))
     command = [str(settings.pythons[engine]), str(ROOT / "benchmarks" / "peers" / RUNNERS[engine]), str(file)]
@@ -319,7 +372,7 @@ def run_process(settings: Settings, engine: str, job: Job, label: str, report: R
             command,
             cwd=settings.work,
             env=settings.environment(engine),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
@@ -346,15 +399,39 @@ def run_process(settings: Settings, engine: str, job: Job, label: str, report: R
                     return
                 if line is None:
                     break
+                if json.loads(line)["event"] == "turn":
+                    began += _wait_for_turn(settings.turns, process)
+                    neighbours.share()
+                    continue
                 yield {**json.loads(line), "at": time.perf_counter() - began, "others": neighbours.share()}
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
         finally:
             servers.end(process)
             reader.join(5)
+            assert process.stdin is not None
+            with contextlib.suppress(OSError):
+                process.stdin.close()
     if process.returncode:
         last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         report.lack(engine, label, f"ended with {process.returncode}: {last[0][:200]}")
+
+
+def _wait_for_turn(turns: Turns, process: subprocess.Popen[str]) -> float:
+    """Stops a process with all it started until its turn comes again; the seconds of that."""
+    began = time.perf_counter()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        turns.pass_on()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return time.perf_counter() - began
 
 
 def run_session(settings: Settings, session: Session, engine: str, wanted: set[str], report: Report) -> None:
@@ -376,7 +453,7 @@ def run_session(settings: Settings, session: Session, engine: str, wanted: set[s
             if message["event"] == "started":
                 report.engines[engine] = {"version": message["engine"], "settings": message["settings"]}
                 starts.append((message["at"], message["others"]))
-                tell(f"  first token after {message['at']:.2f} s")
+                tell(f"  {engine}: first token after {message['at']:.2f} s")
             elif message["event"] == "failed":
                 report.lack(engine, message["name"], message["why"])
             else:
@@ -389,7 +466,7 @@ def run_session(settings: Settings, session: Session, engine: str, wanted: set[s
 def _take(report: Report, engine: str, session: Session, message: dict[str, Any]) -> None:
     row, seconds, others = message["name"], message["seconds"], message["others"]
     workload = session.works[row]
-    tell(f"  {row}: " + ", ".join(f"{one:.3f}" for one in seconds) + " s")
+    tell(f"  {engine}, {row}: " + ", ".join(f"{one:.3f}" for one in seconds) + " s")
     if workload == "first-token":
         whole = report.figures.get(row.replace("decode", "one-stream"), {}).get(engine)
         if whole is not None and (rest := median(whole["seconds"]) - median(seconds)) > 0:
@@ -596,10 +673,19 @@ def run_everything(settings: Settings, rows: set[str], report: Report) -> Iterat
     prompts: list[str] = []
     for form in ("bf16", "q4_1", "qwen3"):
         session = next(session for session in SESSIONS if session.form == form)
-        for engine in settings.pythons:
-            if engine in session.engines:
-                run_session(settings, session, engine, rows, report)
-                yield
+        with ThreadPoolExecutor(len(settings.pythons)) as threads:
+            sessions = [
+                threads.submit(run_session, settings, session, engine, rows, report)
+                for engine in settings.pythons
+                if engine in session.engines
+            ]
+            try:
+                for done in as_completed(sessions):
+                    done.result()
+                    yield
+            except BaseException:
+                settings.turns.end()
+                raise
         wanted = [row for row in SERVER_ROWS.get(form, ()) if row in rows]
         if not wanted:
             continue

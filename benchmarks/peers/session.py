@@ -4,8 +4,12 @@ it runs in each engine's environment.
 The process gets a job (JSON, the first argument names the file) and prints a line of JSON for each thing done:
 
     {"event": "started", "engine": "vllm 0.32.0", "settings": {...}}          after its first token
+    {"event": "turn"}                                                         before each repetition
     {"event": "workload", "name": "batch", "seconds": [13.3, 13.2, 13.4]}     after the repetitions of one
     {"event": "failed", "name": "batch", "why": "..."}                        instead of that; the next one follows
+
+After "turn" it waits for a line on stdin, and may be stopped meanwhile: several engines are loaded and take turns
+repetition by repetition, so that what the machine's other tenants do meets all of them.
 
 Prompts are token ids drawn by the driver, so that all engines get the same ones. Whatever else an engine prints goes to
 stderr.
@@ -75,6 +79,11 @@ def run(make: Callable[[Job], Engine], clock: Callable[[], float] = time.perf_co
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
+    def take_turn() -> None:
+        tell(event="turn")
+        if not sys.stdin.readline():
+            raise EOFError("nobody gives turns any more")
+
     job = read_job(sys.argv[1])
     engine = make(job)
     first = Work("first token", ([], []), [], [1])
@@ -83,7 +92,9 @@ def run(make: Callable[[Job], Engine], clock: Callable[[], float] = time.perf_co
     tell(event="started", engine=engine.version, settings=engine.settings)
     for work in job.works:
         try:
-            tell(event="workload", name=work.name, seconds=measure(engine, work, clock))
+            tell(event="workload", name=work.name, seconds=measure(engine, work, clock, take_turn))
+        except EOFError:
+            break
         except Exception as error:  # the next workload may well run
             traceback.print_exc()
             tell(event="failed", name=work.name, why=f"{type(error).__name__}: {error}"[:300])
@@ -92,13 +103,19 @@ def run(make: Callable[[Job], Engine], clock: Callable[[], float] = time.perf_co
     sys.stderr.flush()
 
 
-def measure(engine: Engine, work: Work, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+def measure(
+    engine: Engine,
+    work: Work,
+    clock: Callable[[], float] = time.perf_counter,
+    take_turn: Callable[[], None] = lambda: None,
+) -> list[float]:
     """Seconds of each repetition. Raises ValueError where an engine generated another number of tokens."""
     engine.prepare(work)
     prompts, outputs = work.warm_up
     engine.generate(prompts, outputs, 0)
     seconds: list[float] = []
     for prompts in work.repetitions:
+        take_turn()
         started = clock()
         counts = engine.generate(prompts, work.outputs, work.shared)
         seconds.append(clock() - started)

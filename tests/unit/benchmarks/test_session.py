@@ -8,7 +8,10 @@ import json
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,7 @@ from benchmarks.peers import servers
 from benchmarks.peers.session import Job, Prompts, Work, measure, read_job
 
 ENGINE = """
-    import sys, time
+    import os, sys, time
     sys.path.insert(0, {folder!r})
     from session import run
 
@@ -38,6 +41,11 @@ ENGINE = """
             if self.model == "dies" and len(outputs) > 1:
                 print("out of memory", file=sys.stderr, flush=True)
                 raise SystemExit(9)
+            if self.model.startswith("/"):
+                began = time.time()
+                time.sleep(0.05)
+                with open(self.model, "a") as file:
+                    print(os.getpid(), began, time.time(), len(outputs), file=file)
             return list(outputs)
 
     if __name__ == "__main__":
@@ -133,6 +141,36 @@ def test_a_process_that_takes_too_long_is_ended(settings: compare_cpu.Settings) 
     settings.timeout = 1.5
     assert [message["event"] for message in messages(settings, "hangs", report)] == ["started", "failed"]
     assert report.lacking[0]["why"] == "not done after 2 s"
+
+
+def test_engines_take_turns_and_are_stopped_between_them(settings: compare_cpu.Settings, tmp_path: Path) -> None:
+    file = tmp_path / "calls"
+    settings.timeout = 60.0
+    report = compare_cpu.Report()
+    job = Job(str(file), 2, 64, 4, [work("batch")])
+
+    def run(label: str) -> list[dict]:
+        return list(compare_cpu.run_process(settings, "transformers", job, label, report))
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(run, ("one", "two"))
+    assert report.lacking == [] and len(first[-1]["seconds"]) == len(second[-1]["seconds"]) == 5
+    calls = [line.split() for line in file.read_text().splitlines()]
+    for before, after in pairwise(calls):
+        assert float(before[2]) <= float(after[1]), "two at once"
+    repetitions = [pid for pid, *_ in calls[-8:]]  # both have started and warmed up long before
+    assert all(before != after for before, after in pairwise(repetitions)), repetitions
+
+
+def test_who_waits_for_a_turn_is_told_that_there_is_none_left() -> None:
+    turns = compare_cpu.Turns()
+    with turns.begin(), ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(lambda: turns.begin().__enter__())
+        time.sleep(0.05)
+        assert not waiting.done()
+        turns.end()
+        with pytest.raises(KeyboardInterrupt):
+            waiting.result(5)
 
 
 def test_a_session_becomes_figures(settings: compare_cpu.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
