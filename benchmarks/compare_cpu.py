@@ -354,7 +354,7 @@ def watched(report: Report, settings: Settings, engine: str, what: str) -> Itera
 
 
 def run_process(settings: Settings, engine: str, job: Job, label: str, report: Report) -> Iterator[dict[str, Any]]:
-    """The messages of an engine's process but for its asking for turns, with the seconds since its start as `at` and the
+    """The messages of an engine's process, turns it asks for apart, with the seconds since its start as `at` and the
     share of the machine that others had since its last turn began. Ends early, with a line in the report, where the
     process fails or takes too long, the time of others' turns left out."""
     with settings.turns.begin():

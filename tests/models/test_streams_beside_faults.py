@@ -140,7 +140,9 @@ def test_only_the_guilty_request_ends(engine: AsyncEngine) -> None:
                 assert len(guilty.token_ids) == (FAILS_AT if kind is RequestFailed else 0), name
             assert [one.error for one in streams] == [None] * NUM_STREAMS, name
             assert [one.token_ids for one in streams] == wanted, name
-            assert guilty.started < max(one.ended for one in streams[: NUM_STREAMS // 4]), f"{name}: nobody ran beside it"
+            assert guilty.started < max(one.ended for one in streams[: NUM_STREAMS // 4]), (
+                f"{name}: nobody ran beside it"
+            )
         stats = await engine.core_stats()
         assert (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
 
