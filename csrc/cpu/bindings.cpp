@@ -143,6 +143,7 @@ void run_tape(const Tape& tape) {
 } // namespace octavo
 
 NB_MODULE(_cpu, m) {
+    nb::set_leak_warnings(false); // what a process still holds when it ends, such as a server's weights, goes with it
     using namespace octavo;
     m.doc() = "octavo's CPU kernels; octavo/ops/cpu calls them.";
 
