@@ -7,7 +7,9 @@
     page    | part 0 | part 1 | ...                               (keys and values, or the tensors of a state)
 
 A slab is as large as the largest block of any group, so a block is 16 tokens in every model, whatever else lives in
-memory. Block b of group g lies at byte b * stride_g: slabs are a whole number of strides for every group.
+memory. Block b of group g lies at byte b * stride_g: slabs are a whole number of strides for every group. Where there
+is one group, a platform may have pages of a layer side by side instead (worker/paged_cache.py); slabs are then no more
+than a count.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def platform(root: Path = Path("/")) -> Platform:
         instruction_sets=sets,
         attention_order=_attention_order,
         op_order=("cpu", "torch"),
+        cache_by_layer=True,
         graphs="recorded" if has_kernels() else "eager",
         collectives="gloo",
         pinned_memory=False,

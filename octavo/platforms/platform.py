@@ -41,6 +41,7 @@ class Platform:
     worker: str  # "module:Class"
     default_options: Mapping[str, Any] = field(default_factory=dict)  # option name -> default here
     limits: Mapping[str, int] = field(default_factory=dict)  # what hardware bounds, by name
+    cache_by_layer: bool = False  # a layer's pages lie together where the model has one kind of block
     has_block_kernels: bool = False  # that compute on a GGUF file's quantised blocks
     cpus: tuple[int, ...] = ()  # logical CPUs that threads are pinned to, one for each of num_threads
     invariant: Kernels | None = None  # those whose result for a row does not depend on the rows beside it

@@ -14,24 +14,37 @@ from octavo.runner.model import Model
 
 class PagedCache:
     """`parts[layer][part]` is [num_blocks, *shape]. All zeros at first, so that a place which was never written cannot
-    bring NaN into a masked sum."""
+    bring NaN into a masked sum. `by_layer`: a group that has all memory to itself keeps each layer's pages together
+    instead of each block's, which spares a processor's address translation."""
 
-    def __init__(self, groups: Sequence[CacheGroup], slabs: SlabPlan, num_slabs: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        groups: Sequence[CacheGroup],
+        slabs: SlabPlan,
+        num_slabs: int,
+        device: torch.device,
+        by_layer: bool = False,
+    ) -> None:
         self.num_slabs = num_slabs
         self.num_bytes = num_slabs * slabs.slab_bytes
         self._buffer = zeroed_buffer(self.num_bytes, device)
         self.parts: dict[str, dict[str, torch.Tensor]] = {}
         self.group_of: dict[str, int] = {}
-        self._blocks: list[torch.Tensor] = []  # by group: [num_blocks, stride] bytes
+        self._runs: list[list[torch.Tensor]] = []  # by group: [num_blocks, bytes], a block's content together
         for index, group in enumerate(groups):
             num_blocks = num_slabs * slabs.blocks_per_slab[index]
-            self._blocks.append(self._buffer.view(num_blocks, slabs.strides[index]))
+            is_apart = by_layer and len(groups) == 1
+            runs = []
             for layer, layout, page in zip(group.layers, group.layouts, group.page_offsets(), strict=True):
+                start, stride = (num_blocks * page, layout.num_bytes) if is_apart else (page, slabs.strides[index])
+                if is_apart:
+                    runs.append(self._buffer[start : start + num_blocks * stride].view(num_blocks, stride))
                 self.group_of[layer] = index
                 self.parts[layer] = {
-                    part.name: self._view(num_blocks, slabs.strides[index], page + offset, part.shape, part.dtype)
+                    part.name: self._view(num_blocks, stride, start + offset, part.shape, part.dtype)
                     for part, offset in zip(layout.parts, layout.offsets(), strict=True)
                 }
+            self._runs.append(runs or [self._buffer.view(num_blocks, slabs.strides[index])])
 
     def bind(self, model: Model) -> None:
         """Gives the model's stateful layers their views."""
@@ -46,12 +59,12 @@ class PagedCache:
         self.unbind(model)
         self._buffer = self._buffer.new_empty(0)
         self.parts = {layer: {} for layer in self.parts}
-        self._blocks, self.num_slabs, self.num_bytes = [], 0, 0
+        self._runs, self.num_slabs, self.num_bytes = [], 0, 0
 
     def copy(self, group: int, source: int, target: int) -> None:
         """One block's content, all layers of its group."""
-        blocks = self._blocks[group]
-        blocks[target] = blocks[source]
+        for blocks in self._runs[group]:
+            blocks[target] = blocks[source]
 
     def _view(self, num_blocks: int, stride: int, offset: int, shape: tuple[int, ...], dtype_name: str) -> torch.Tensor:
         dtype = getattr(torch, dtype_name)

@@ -67,7 +67,9 @@ class Worker:
         )
         phases.end("largest step")
         self.memory: MemoryPlan = plan_memory(config, platform, self.groups, self.slabs, weight_bytes, step_bytes)
-        self.cache = PagedCache(self.groups, self.slabs, self.memory.num_slabs, self.device)
+        self.cache = PagedCache(
+            self.groups, self.slabs, self.memory.num_slabs, self.device, by_layer=platform.cache_by_layer
+        )
         self.cache.bind(self.model)
         self.runner = self._make_runner(self.cache)
         self.buckets = choose_buckets(config, platform, self.model)
