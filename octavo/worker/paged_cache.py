@@ -31,9 +31,9 @@ class PagedCache:
         self.parts: dict[str, dict[str, torch.Tensor]] = {}
         self.group_of: dict[str, int] = {}
         self._runs: list[list[torch.Tensor]] = []  # by group: [num_blocks, bytes], a block's content together
+        is_apart = by_layer and len(groups) == 1
         for index, group in enumerate(groups):
             num_blocks = num_slabs * slabs.blocks_per_slab[index]
-            is_apart = by_layer and len(groups) == 1
             runs = []
             for layer, layout, page in zip(group.layers, group.layouts, group.page_offsets(), strict=True):
                 start, stride = (num_blocks * page, layout.num_bytes) if is_apart else (page, slabs.strides[index])

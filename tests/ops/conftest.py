@@ -13,9 +13,14 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from octavo.ops import dispatch
 from tests.ops import interpreter
 
 interpreter.prepare()
+if dispatch.load("cpu"):
+    from octavo import _cpu
+else:
+    _cpu = None
 
 
 @pytest.fixture(autouse=True)
@@ -24,3 +29,18 @@ def _arithmetic_as_on_a_device() -> Iterator[None]:
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    """Bounds on rounding are statistical: what passes passes again, whichever tests ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=_cpu.isas() if _cpu is not None else [])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of this machine that octavo's compiled kernels know, forced."""
+    assert _cpu is not None
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa("")

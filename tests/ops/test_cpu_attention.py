@@ -31,13 +31,6 @@ HEADS = [(2, 2, 32), (4, 2, 128), (3, 1, 64), (4, 1, 96), (5, 1, 64), (9, 1, 32)
 SCALE = 0.2
 
 
-@pytest.fixture(params=_cpu.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa("")
-
-
 @pytest.fixture
 def threads() -> Iterator[None]:
     _cpu.start_threads([-1] * 3)

@@ -29,13 +29,6 @@ SPECIFICATION = dispatch.load("torch")
 SHAPES = [(1, 1), (2, 15), (3, 17), (1, 64), (5, 33), (2, 576), (70, 200)]
 
 
-@pytest.fixture(params=_cpu.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa("")
-
-
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     _cpu.start_threads([-1] * request.param)

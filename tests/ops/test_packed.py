@@ -34,13 +34,6 @@ ROUNDED = 3e-2
 EXACT = 2e-5
 
 
-@pytest.fixture(params=_cpu.isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa("")
-
-
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     _cpu.start_threads([-1] * request.param)
