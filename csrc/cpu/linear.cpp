@@ -31,8 +31,9 @@ struct Memory {
     ~Memory() { std::free(data); }
 };
 
-// Bytes of x that a thread goes over again and again, so they should stay in its second-level cache.
-constexpr int64_t rows_bytes = 1 << 20;
+// Bytes of x that a thread goes over again and again, so they should stay in its second-level cache, half of which may
+// be somebody else's. Fewer rows would read weights too often; more gain nothing.
+constexpr int64_t rows_bytes = 1 << 19, fewest_rows = 160, most_rows = 384;
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -162,7 +163,7 @@ void Linear::run(const void* x, Number type, int64_t x_stride, int64_t rows, con
     const int64_t block = by_rows ? padded((rows + threads - 1) / threads, 32) : rows; // of rows
     // rows in pieces that stay in a cache
     const int64_t row_bytes = a.stride * (needs_floats ? 4 : 2);
-    const int64_t chunk = any_many ? most(32, rows_bytes / row_bytes / 32 * 32) : rows;
+    const int64_t chunk = any_many ? least(most(rows_bytes / row_bytes / 32 * 32, fewest_rows), most_rows) : rows;
     const auto multiply = [&](int64_t begin, int64_t end, int64_t first, int64_t last) { // panels, rows
         for (; first < last; first += chunk) {
             Activations here = a;

@@ -166,8 +166,8 @@ struct Ahead {
     int64_t other; // as much that lies this far behind it; or 0
 };
 
-// sums [4][16][16] = 16 M rows times N panels. A tile of the next step is asked for as
-// soon as the last product that reads the register has been issued.
+// sums [4][16][16] = 16 M rows times N panels. A tile of the next step is asked for as soon as the last product that
+// reads the register has been issued. Tiles of weights leave the nearest cache to x, which the next panels meet again.
 template <int M, int N>
 inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
     _tile_zero(0);
@@ -177,8 +177,8 @@ inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64
     const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data;
     const int64_t stride0 = x[0].stride, stride1 = x[M - 1].stride, step0 = x[0].step, step1 = x[M - 1].step;
     _tile_loadd(4, x0, stride0);
-    _tile_loadd(6, w0, 64);
-    if (N > 1) _tile_loadd(7, w1, 64);
+    _tile_stream_loadd(6, w0, 64);
+    if (N > 1) _tile_stream_loadd(7, w1, 64);
     if (M > 1) _tile_loadd(5, x1, stride1);
     for (int64_t s = 1; s < steps; ++s) {
         if (ahead.next < ahead.end) {
@@ -195,10 +195,10 @@ inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64
         if (N > 1) _tile_dpbf16ps(1, 4, 7);
         _tile_loadd(4, x0, stride0);
         if (M > 1) _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(6, w0, 64);
+        _tile_stream_loadd(6, w0, 64);
         if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
         if (M > 1) _tile_loadd(5, x1, stride1);
-        if (N > 1) _tile_loadd(7, w1, 64);
+        if (N > 1) _tile_stream_loadd(7, w1, 64);
     }
     _tile_dpbf16ps(0, 4, 6);
     if (N > 1) _tile_dpbf16ps(1, 4, 7);
