@@ -16,7 +16,7 @@ namespace octavo {
 namespace {
 
 constexpr int64_t tile_numbers = 16 * 32; // bf16 in a tile of 1 KB
-constexpr int64_t block_keys = 128;       // that pass at a time
+constexpr int64_t block_keys = 256;       // that pass at a time
 
 // Eight tiles of 16 rows of 64 bytes: 0 to 3 sums, 4 and 5 the first operand, 6 the second.
 
@@ -32,6 +32,10 @@ inline __m512i load_dims(const void* row, int64_t d, int64_t head_dim) {
 
 // Queries of a tile as [steps][16 pairs of dims][16 queries][2].
 inline void put_queries(const Attention& a, const Piece& piece, int64_t head, int64_t t, uint16_t* out) {
+    for (int64_t i = 16 * t + 16; i < least(16 * t + 32, piece.queries); ++i) { // the next tile's lines
+        const char* line = static_cast<const char*>(query_of(a, piece, head, piece.query + i));
+        for (int64_t b = 0; b < 2 * a.head_dim; b += 64) prefetch(line + b);
+    }
     for (int64_t d = 0; d < a.head_dim; d += 32, out += tile_numbers) {
         __m512i rows[16];
         for (int64_t i = 0; i < 16; ++i) {

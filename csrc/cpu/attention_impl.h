@@ -50,6 +50,18 @@ inline void store_some(void* p, Number type, int64_t i, Vec x, int64_t count) {
     for (int64_t j = 0; j < count; ++j) store_number(p, type, i + j, values[j]);
 }
 
+// 32 numbers from place i on.
+inline void store_two(void* p, Number type, int64_t i, Vec a, Vec b) {
+#if defined(__AVX512BF16__)
+    if (type == Number::bf16) {
+        const __m512bh both = _mm512_cvtne2ps_pbh(b.v, a.v);
+        std::memcpy(static_cast<uint16_t*>(p) + i, &both, 64);
+        return;
+    }
+#endif
+    store_some(p, type, i, a, 16), store_some(p, type, i + 16, b, 16);
+}
+
 // Hands out this thread's memory in pieces that begin at multiples of 64 bytes.
 class Space {
   public:
@@ -433,10 +445,25 @@ class Tiles {
             const Vec factor = piece.partial.data != nullptr ? set(1) : inverse(load(tile.sums));
             Target to[16];
             for (int64_t i = 0; i < queries; ++i) to[i] = target_of(a, piece, head, query + i);
-            for (int64_t d = 0; d < a.head_dim; d += 16) {
-                Vec rows[16];
+            for (int64_t i = 16; i < least(32, piece.queries - 16 * t); ++i) { // the next tile's lines
+                const Target next = target_of(a, piece, head, query + i);
+                const int64_t size = size_of(next.type);
+                const char* line = static_cast<const char*>(next.data) + next.at * size;
+                for (int64_t b = 0; b < a.head_dim * size; b += 64) prefetch_written(line + b);
+            }
+            const auto turned = [&](int64_t d, Vec* rows) {
                 for (int64_t i = 0; i < 16; ++i) rows[i] = mul(load(tile.values + 16 * (d + i)), factor);
                 transpose(rows);
+            };
+            int64_t d = 0;
+            for (; d + 32 <= a.head_dim; d += 32) {
+                Vec low[16], high[16];
+                turned(d, low), turned(d + 16, high);
+                for (int64_t i = 0; i < queries; ++i) store_two(to[i].data, to[i].type, to[i].at + d, low[i], high[i]);
+            }
+            for (; d < a.head_dim; d += 16) {
+                Vec rows[16];
+                turned(d, rows);
                 for (int64_t i = 0; i < queries; ++i)
                     store_some(to[i].data, to[i].type, to[i].at + d, rows[i], a.head_dim - d);
             }

@@ -68,6 +68,7 @@ inline void interleave(Vec& a, Vec& b) {
 }
 
 inline void prefetch(const void*) {}
+inline void prefetch_written(const void*) {}
 inline Vec dot_bf16(Vec acc, const void*, const void*) { return acc; }
 
 } // namespace
