@@ -85,6 +85,10 @@ class GroupBackend(Protocol):
     name: str
     reads_shared_prefix: bool  # makes use of SHARED_PREFIX
 
+    def prepare(self) -> None:
+        """It will be used: what takes long to load may begin, on another thread. Called again when a rehearsal begins,
+        whereupon what takes long to compile may begin too."""
+
     @property
     def is_capturable(self) -> bool:
         """Reads of a step only its tensors, which may be padded; else the host's lists, exact ones."""
@@ -101,9 +105,6 @@ class AttentionBackend(GroupBackend, Protocol):
 
     def why_not(self, query: AttentionQuery) -> str | None:
         """None if this backend can serve `query`, else the reason."""
-
-    def prepare(self) -> None:
-        """It will be used: what takes long to load may begin, on another thread."""
 
     def forward(
         self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall

@@ -114,6 +114,11 @@ class CausalLM(nn.Module):
             layer.bind(parts[name], group)
             assert self._backends.setdefault(group, layer.backend) is layer.backend, f"two backends in group {group}"
 
+    def prepare(self) -> None:
+        """Has backends begin to load what they need."""
+        for backend in {id(layer.backend): layer.backend for layer in self.stateful.values()}.values():
+            backend.prepare()
+
     def plan(self, step: StepContext) -> None:
         for group, backend in self._backends.items():
             step.groups[group].plan = backend.plan(step, group)

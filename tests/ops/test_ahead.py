@@ -98,9 +98,10 @@ def test_other_compilers_work_beside_and_are_waited_for() -> None:
     rehearsal.wait()  # for kernels alone
     assert not calls
     ahead.wait_for("another")
-    may_end.set()
-    ahead.wait_for("one")
+    threading.Timer(0.1, may_end.set).start()
+    rehearsal.wait_beside()
     assert calls == [(0, False)]
+    ahead.wait_for("one")
     assert not ahead._beside
 
 

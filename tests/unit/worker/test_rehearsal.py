@@ -48,6 +48,9 @@ class Threads:
     def wait(self) -> None:
         self.calls.append("wait")
 
+    def wait_beside(self) -> None:
+        self.calls.append("wait beside")
+
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Threads]:
@@ -73,7 +76,7 @@ def worker(model: dict[str, Any], **options: Any) -> Worker:
 def test_a_first_start_rehearses_and_the_next_does_not(model: dict[str, Any], threads: type[Threads]) -> None:
     """All shapes are steps that the runner takes, whatever the layers keep."""
     first = worker(model)
-    assert [made.calls for made in threads.made] == [["mark", "done", "end", "wait"]]
+    assert [made.calls for made in threads.made] == [["mark", "done", "end", "wait", "wait beside"]]
     assert not first.runner.table.row_of
     worker(model)
     assert len(threads.made) == 1
