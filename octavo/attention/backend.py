@@ -68,7 +68,8 @@ class StepContext:
     groups: list[GroupStep]
     rows: torch.Tensor  # [R] int64: rows of the row table
     extras: dict[str, Any] = field(default_factory=dict)  # what extensions add, by name
-    last_tokens: torch.Tensor | None = None  # [R] int64: of each row. If given, other tokens' final states are not used
+    last_tokens: torch.Tensor | None = None  # [R] int: of each row. If given, other tokens' final states are not used
+    ends: StepContext | None = None  # for a layer whose attention is wanted for those tokens alone: `of_last_tokens`
 
     @property
     def num_tokens(self) -> int:
@@ -78,12 +79,33 @@ class StepContext:
     def num_rows(self) -> int:
         return len(self.query_lens)
 
+    def of_last_tokens(self) -> StepContext:
+        """The step of R tokens in which each row has its last token alone, when all others are in the cache. Rows of
+        padding have none, as ever, so the last of the tokens are of no row. Its groups are not planned."""
+        assert self.last_tokens is not None
+        ends = (self.query_start.diff() > 0).cumsum(0, dtype=torch.int32)
+        return StepContext(
+            positions=self.positions[..., self.last_tokens],
+            query_start=torch.nn.functional.pad(ends, (1, 0)),
+            seq_lens=self.seq_lens,
+            query_lens=[min(1, tokens) for tokens in self.query_lens],
+            max_seq_lens=self.max_seq_lens,
+            groups=[GroupStep(group.block_table, group.slots[self.last_tokens]) for group in self.groups],
+            rows=self.rows,
+            extras=self.extras,
+            last_tokens=(ends - 1).clamp_(min=0),
+        )
+
 
 class GroupBackend(Protocol):
     """What serves the layers of a cache group, of whatever kind: it sees each step once, before them."""
 
     name: str
     reads_shared_prefix: bool  # makes use of SHARED_PREFIX
+
+    def prepare(self) -> None:
+        """It will be used: what takes long to load may begin, on another thread. Called again when a rehearsal begins,
+        whereupon what takes long to compile may begin too."""
 
     @property
     def is_capturable(self) -> bool:
@@ -101,9 +123,6 @@ class AttentionBackend(GroupBackend, Protocol):
 
     def why_not(self, query: AttentionQuery) -> str | None:
         """None if this backend can serve `query`, else the reason."""
-
-    def prepare(self) -> None:
-        """It will be used: what takes long to load may begin, on another thread."""
 
     def forward(
         self, q_TNH: torch.Tensor, cache: torch.Tensor, step: StepContext, group: int, call: AttentionCall

@@ -18,7 +18,7 @@ kernel for rows of many tokens takes them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,6 +28,7 @@ import torch
 
 from octavo.attention import flash_import
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
+from octavo.attention.flash_compile import FlashCompilers
 from octavo.attention.triton_paged import PagedPlan, TritonPaged
 from octavo.ops import ahead
 from octavo.ops.triton.attention_rows import LongRows, gather_long_rows
@@ -60,11 +61,14 @@ class FlashTriton(TritonPaged):
     def __init__(self) -> None:
         super().__init__()
         self._flash = flash_import.FlashImport()
+        self._compilers = FlashCompilers()
         self._compiled: set[Hashable] = set()  # kinds of calls
         self._compiling = threading.Lock()  # its compiler works for one thread at a time
 
     def prepare(self) -> None:
         self._flash.start()
+        if ahead.is_rehearsing():
+            self._compilers.start()
 
     def why_not(self, query: AttentionQuery) -> str | None:
         if query.dtype not in DTYPES:
@@ -119,15 +123,18 @@ class FlashTriton(TritonPaged):
         if ahead.is_rehearsing():
             for pages in (None, self._pages(plan, cache)) if may_be_wide else (None,):
                 name = ("flash", *key, pages is not None)
-                ahead.compile_beside(name, self._attend, name, q_TNH, cache, plan.long_rows, call, pages)
+                arguments = _arguments(q_TNH, cache, plan.long_rows, call, pages)
+                self._compilers.begin(name, arguments)
+                ahead.compile_beside(name, self._compile, name, arguments)
             out = torch.empty(q_TNH.shape, dtype=q_TNH.dtype, device=q_TNH.device)
         else:
             pages = self._pages(plan, cache) if may_be_wide and plan.is_wide else None
             name = ("flash", *key, pages is not None)
             ahead.wait_for(name)
+            self._compilers.close()
             if pages is not None:
                 copy_pages(cache, plan.long_rows, pages)
-            found = self._attend(name, q_TNH, cache, plan.long_rows, call, pages)
+            found = self._attend(name, _arguments(q_TNH, cache, plan.long_rows, call, pages))
             if found is None:
                 return super().forward(q_TNH, cache, step, group, call)
             out = found
@@ -141,50 +148,42 @@ class FlashTriton(TritonPaged):
             plan.pages[line] = list_pages(plan.long_rows, WIDE_TOKENS, cache, self.workspace)
         return plan.pages[line]
 
-    def _attend(
-        self,
-        name: Hashable,
-        q_TNH: torch.Tensor,
-        cache: torch.Tensor,
-        long_rows: LongRows,
-        call: AttentionCall,
-        pages: WidePages | None,
-    ) -> torch.Tensor | None:
+    def _compile(self, name: Hashable, arguments: dict[str, Any]) -> None:
+        """What another process has compiled, this one reads from the disk."""
+        self._compilers.wait(name)
+        self._attend(name, arguments)
+
+    def _attend(self, name: Hashable, arguments: dict[str, Any]) -> torch.Tensor | None:
         """None where FlashAttention-4 cannot be imported after all."""
         flash_attn_varlen_func = self._flash.function()
         if flash_attn_varlen_func is None:
             return None
         with nullcontext() if name in self._compiled else self._compiling:
-            out = self._call(flash_attn_varlen_func, q_TNH, cache, long_rows, call, pages)
+            out: torch.Tensor = flash_attn_varlen_func(**arguments)[0]
         self._compiled.add(name)
         return out
 
-    @staticmethod
-    def _call(
-        flash_attn_varlen_func: Callable[..., Any],
-        q_TNH: torch.Tensor,
-        cache: torch.Tensor,
-        long_rows: LongRows,
-        call: AttentionCall,
-        pages: WidePages | None,
-    ) -> torch.Tensor:
-        keys, values, table = cache[:, 0], cache[:, 1], long_rows.block_table
-        if pages is not None:
-            keys, values, table = pages.keys, pages.values, pages.table
-        out: torch.Tensor = flash_attn_varlen_func(
-            q_TNH,
-            keys,
-            values,
-            cu_seqlens_q=long_rows.query_start,
-            seqused_k=long_rows.seq_lens,
-            page_table=table,
-            softmax_scale=call.scale,
-            causal=True,
-            window_size=(None, None) if call.window is None else (call.window - 1, 0),
-            softcap=call.soft_cap or 0.0,
-            pack_gqa=None if pages is None else False,
-        )[0]
-        return out
+
+def _arguments(
+    q_TNH: torch.Tensor, cache: torch.Tensor, long_rows: LongRows, call: AttentionCall, pages: WidePages | None
+) -> dict[str, Any]:
+    """Of `flash_attn_varlen_func`."""
+    keys, values, table = cache[:, 0], cache[:, 1], long_rows.block_table
+    if pages is not None:
+        keys, values, table = pages.keys, pages.values, pages.table
+    return {
+        "q": q_TNH,
+        "k": keys,
+        "v": values,
+        "cu_seqlens_q": long_rows.query_start,
+        "seqused_k": long_rows.seq_lens,
+        "page_table": table,
+        "softmax_scale": call.scale,
+        "causal": True,
+        "window_size": (None, None) if call.window is None else (call.window - 1, 0),
+        "softcap": call.soft_cap or 0.0,
+        "pack_gqa": None if pages is None else False,
+    }
 
 
 @cache

@@ -22,6 +22,9 @@ class RecurrentBackend:
     def __init__(self) -> None:
         self._bounds: tuple[list[int], RowBounds] | None = None
 
+    def prepare(self) -> None:
+        """Nothing to load."""
+
     @property
     def is_capturable(self) -> bool:
         """The specification walks rows in an order that is made on the host; kernels read them on the device."""

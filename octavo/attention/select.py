@@ -55,11 +55,6 @@ class AttentionSelector:
             self.choices[query] = self._choose(query)
         return self.choices[query].backend
 
-    def prepare(self) -> None:
-        """Has the chosen backends begin to load what they need."""
-        for backend in {id(choice.backend): choice.backend for choice in self.choices.values()}.values():
-            backend.prepare()
-
     def explain(self) -> Iterator[tuple[str, str]]:
         """For each kind of layer that asked: its backend, and why that one."""
         for query, choice in self.choices.items():

@@ -38,8 +38,10 @@ class BlockHasher:
             return
         last = hashes[-1] if hashes else ROOT_HASH + _canonical(request.cache_keys)
         start = len(hashes) * size
-        for at in range(start, start + missing * size, size):
-            last = sha256(last + array("I", request.token_ids[at : at + size]).tobytes()).digest()
+        tokens = array("I", request.token_ids[start : start + missing * size])
+        data, width = tokens.tobytes(), size * tokens.itemsize
+        for at in range(0, len(data), width):
+            last = sha256(last + data[at : at + width]).digest()
             hashes.append(last)
 
 

@@ -78,6 +78,7 @@ class SelfAttention(nn.Module):
         self.cache, self.group = parts["kv"] if parts else torch.empty(0), group
 
     def forward(self, hidden: torch.Tensor, step: StepContext) -> torch.Tensor:
+        """[T, hidden_size]; where the step has `ends`, of their tokens alone: [R, hidden_size]."""
         q, k, v = self.project(hidden)
         slots = step.groups[self.group].slots
         if self.cos_sin is None:
@@ -96,6 +97,9 @@ class SelfAttention(nn.Module):
                 None if self.k_norm is None else self.k_norm.weight,
                 *self.norm_constants,
             )
+        if step.ends is not None:
+            q, step = q[step.last_tokens], step.ends
+            step.groups[self.group].plan = self.backend.plan(step, self.group)
         out = self.backend.forward(q, self.cache, step, self.group, self.call)
         return self.out(out.flatten(1))
 

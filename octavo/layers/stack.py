@@ -7,6 +7,7 @@ so that each norm is one fused addition and normalisation.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +42,7 @@ class DecoderBlock(nn.Module):
     def mix(
         self, hidden: torch.Tensor, residual: torch.Tensor | None, step: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What brings tokens together: attention."""
+        """What brings tokens together: attention. Its result may be of the step's `ends` alone, where there are any."""
         hidden, residual = self.attn_norm.add(hidden, residual)
         return self.attn(hidden, step), residual
 
@@ -75,10 +76,12 @@ class DecoderStack(nn.Module):
         if wanted is None or not self._has_parts:
             return self.norm.add(*last(hidden, residual, step))[0]
         # Once the last layer's keys and values are in the cache, nothing needs most tokens any more.
-        hidden, residual = last.mix(hidden, residual, step)
-        found = torch.zeros_like(hidden)
-        hidden, residual = last.feed(hidden[wanted], residual[wanted])
-        return found.index_copy_(0, wanted, self.norm.add(hidden, residual)[0])
+        ends = step.of_last_tokens()
+        hidden, residual = last.mix(hidden, residual, replace(step, ends=ends))
+        hidden = hidden[wanted if len(hidden) == step.num_tokens else ends.last_tokens]
+        hidden, residual = last.feed(hidden, residual[wanted])
+        found = self.norm.add(hidden, residual)[0]
+        return found.new_zeros(step.num_tokens, found.shape[1]).index_copy_(0, wanted, found)
 
 
 class CausalLM(nn.Module):
@@ -113,6 +116,11 @@ class CausalLM(nn.Module):
             group = group_of[name]
             layer.bind(parts[name], group)
             assert self._backends.setdefault(group, layer.backend) is layer.backend, f"two backends in group {group}"
+
+    def prepare(self) -> None:
+        """Has backends begin to load what they need."""
+        for backend in {id(layer.backend): layer.backend for layer in self.stateful.values()}.values():
+            backend.prepare()
 
     def plan(self, step: StepContext) -> None:
         for group, backend in self._backends.items():

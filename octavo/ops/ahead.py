@@ -100,6 +100,12 @@ class Rehearsal:
             if key not in _beside:
                 self._futures[key].result()
 
+    def wait_beside(self) -> None:
+        """For what `compile_beside` was given, and any other process that compiles it, whose memory counts as used."""
+        for key in list(_beside):
+            if key in self._futures:
+                self._futures[key].result()
+
     def when_done(self, function: Callable[[], None]) -> None:
         """Calls it on a thread once everything is compiled, if nothing failed. Ends the rehearsal."""
         futures = list(self._futures.values())  # all of which have begun before this one

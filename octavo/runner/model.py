@@ -28,6 +28,9 @@ class Model(Protocol):
     def bind_caches(self, parts: Mapping[str, Mapping[str, torch.Tensor]], group_of: Mapping[str, int]) -> None:
         """Hands each stateful layer its views (part name -> [num_blocks, *shape]) and its group's index."""
 
+    def prepare(self) -> None:
+        """Has backends begin to load what they need; in a rehearsal, to compile it."""
+
     def plan(self, step: StepContext) -> None:
         """Lets each group's backend fill `step.groups[g].plan`, once a step."""
 

@@ -10,7 +10,8 @@ from octavo.core.request import Request
 
 UNLIMITED = 1 << 60
 MAX_STEP_ROW_BYTES = 1 << 26  # log-probabilities of prompts, on their way from the device
-MAX_SHARES = 8  # long prompts that advance in one step
+MAX_SHARES = 8  # long prompts in progress
+LEAST_SHARE = 3072  # tokens of a long prompt in a step: with fewer its keys are read too often for what they are used
 
 
 class LongPrefill:
@@ -32,16 +33,22 @@ class FairShare:
     """Divides the budget over the prompts in progress and those that could start.
 
     Each decoding row's token is set aside first. Of the rest, short prompts (at most a MAX_SHARES-th of it) are served
-    whole, one after the other, and may take half of it from the long ones; these have what is left, each up to a level
-    such that the sum is that (water filling). At most MAX_SHARES long prompts share a step; the others wait their turn,
-    since slices ever thinner would finish all of them late. A more urgent priority is served before a less urgent one
-    gets a share. The second round of a step has no level: what nobody's share used goes to whoever comes first.
+    whole, one after the other, and may take half of it from the long ones. Of these MAX_SHARES are in progress, and the
+    others wait until one has ended. Those in progress take turns: a step is for as many as get LEAST_SHARE tokens of
+    what is left, but for one at least, each up to a level such that the sum is that (water filling):
+
+        8 prompts of 16,000 tokens, 8,192 a step     A B | C D | E F | G H | A B | ...     4,096 tokens each
+
+    First come those that have come least far, so that a new one is in the next step, and before them those that have
+    waited for MAX_SHARES steps. A more urgent priority is served before a less urgent one gets a share. The second
+    round of a step has no level: what nobody's share used goes to whoever comes first.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._levels: dict[int, tuple[int, int]] = {}  # by priority: the longest short prompt, tokens of a long one
-        self._late: set[str] = set()  # long prompts that wait their turn
+        self._late: set[str] = set()  # long prompts that are not in this step
+        self._waited: dict[str, int] = {}  # of those in progress, steps since they were in one
         self._is_fair = False
 
     def begin(self, plan: PlanView, competition: Round) -> None:
@@ -50,25 +57,47 @@ class FairShare:
             return
         self._late.clear()
         self._levels.clear()
+        waited: dict[str, int] = {}
         prompts = [*competition.prompts, *competition.candidates]
         budget = plan.budget_left - competition.num_decoding
         quantum = max(self._block_size, budget // MAX_SHARES)
         for priority, members in groupby(sorted(prompts, key=_priority), key=_priority):
             short = 0
-            long: list[int] = []
+            long: list[Request] = []
             for request in members:
-                demand = request.num_expected_tokens - request.num_computed_tokens
-                if demand <= quantum:
-                    short += demand
+                if request.num_uncomputed <= quantum:
+                    short += request.num_uncomputed
                 elif len(long) < MAX_SHARES:
-                    long.append(demand)
+                    long.append(request)
                 else:
                     self._late.add(request.request_id)
-            level = water_level(long, max(budget - short, budget // 2))
+            room = max(budget - short, budget // 2)
+            demands = self._take_turns(long, room, waited)
+            level = water_level(demands, room)
             if level < UNLIMITED:
                 level = max(1, level - level % self._block_size or level)
             self._levels[priority] = quantum, level
-            budget = max(0, budget - short - sum(min(demand, level) for demand in long))
+            budget = max(0, budget - short - sum(min(demand, level) for demand in demands))
+        self._waited = waited
+
+    def _take_turns(self, long: list[Request], room: int, waited: dict[str, int]) -> list[int]:
+        """The demands of those that are in this step; the others are late."""
+        demands: list[int] = []
+        for request in sorted(long, key=self._turn):
+            name = request.request_id
+            if demands and room < LEAST_SHARE:
+                self._late.add(name)
+                waited[name] = self._waited.get(name, 0) + 1
+            else:
+                demands.append(request.num_uncomputed)
+                room -= min(demands[-1], LEAST_SHARE)
+        return demands
+
+    def _turn(self, request: Request) -> tuple[bool, int, int]:
+        """Lower is first; of equal ones, who came first."""
+        may_wait = self._waited.get(request.request_id, 0) < MAX_SHARES
+        advance = request.num_computed_tokens - max(0, request.num_cached_tokens)
+        return may_wait, advance, request.num_uncomputed
 
     def __call__(self, request: Request, plan: PlanView) -> int:
         demand = request.num_uncomputed

@@ -52,8 +52,8 @@ def build_model(config: EngineConfig, platform: Platform, device: torch.device) 
 def make_model(config: EngineConfig, platform: Platform, device: torch.device) -> CausalLM:
     """The model, whose parameters have no values yet."""
     with torch.inference_mode():
-        model, attention = _construct(config, platform, device)
-    attention.prepare()
+        model, _ = _construct(config, platform, device)
+    model.prepare()
     return model
 
 

@@ -61,6 +61,7 @@ def rehearse(
         return None
     runner = make_runner()
     with Rehearsal(device) as rehearsal:
+        runner.model.prepare()
         for plan in plans(runner, first, config.scheduler.max_model_len):
             runner.finish(runner.forward(plan))
         runner.reset()

@@ -66,6 +66,9 @@ class Worker:
             self.model, self.groups, self.slabs, config.scheduler, self.device, platform.graphs == "captured"
         )
         phases.end("largest step")
+        if rehearsal is not None:
+            rehearsal.wait_beside()
+            phases.end("waiting for kernels")
         self.memory: MemoryPlan = plan_memory(config, platform, self.groups, self.slabs, weight_bytes, step_bytes)
         self.cache = PagedCache(
             self.groups, self.slabs, self.memory.num_slabs, self.device, by_layer=platform.cache_by_layer

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from octavo.layers.attention import SelfAttention
 from octavo.models import registry
 from tests.models.harness import PagedModel, load_model, randomise, save
 
@@ -163,16 +164,38 @@ def test_logits_equal_those_of_transformers(reference: Reference, chunk: int) ->
         torch.testing.assert_close(torch.cat(steps[row]), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("reference", ["llama", "gemma3", "bamba", "mamba2"], indirect=True)
-def test_the_last_layer_ends_with_the_last_tokens_where_no_others_are_wanted(reference: Reference) -> None:
-    """What lies in the caches then is the same. Layers that only mix have nothing to leave out."""
+@pytest.mark.parametrize(
+    "reference",
+    ["llama", "mistral-window", "qwen3-bias", "gemma3", "gemma3-soft-cap-untied", "bamba", "mamba2"],
+    indirect=True,
+)
+def test_the_last_layer_ends_with_the_last_tokens_where_no_others_are_wanted(
+    reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention included. What lies in the caches then is the same. Layers that only mix have nothing to leave out."""
     paged = PagedModel(load_model(reference.folder, reference.max_model_len))
+    family = type(paged.model).__name__
     first, second = (paged.add(text.tolist()) for text in reference.texts[:2])
+    attended: list[int] = []  # tokens, by layer
+    for layer in paged.model.modules():
+        if isinstance(layer, SelfAttention):
+            forward = layer.backend.forward
+
+            def watch(q: torch.Tensor, *others: Any, forward: Any = forward) -> torch.Tensor:
+                attended.append(len(q))
+                return forward(q, *others)
+
+            monkeypatch.setattr(layer.backend, "forward", watch)
+            break  # there is one backend for all of them
     for counts in ({first: 40, second: 9}, {second: 20, first: 5}):
+        attended.clear()
         for row, logits in paged.step(counts, only_last=True).items():
             at = paged.rows[row].num_computed - 1
             torch.testing.assert_close(logits[-1], reference.logits[row, at], atol=1e-4, rtol=0)
-            assert logits[:-1].any() == (type(paged.model).__name__ == "Mamba2")
+            assert logits[:-1].any() == (family == "Mamba2")
+        ends_with_attention = family not in ("Bamba", "Mamba2")
+        assert attended[:-1] == [sum(counts.values())] * (len(attended) - 1)
+        assert attended[-1:] == ([2] if ends_with_attention else attended[:1])
     for row, logits in paged.step({first: 3, second: 8}).items():
         done = paged.rows[row].num_computed
         expected = reference.logits[row, done - len(logits) : done]

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 def test_a_rehearsal_compiles_all_that_is_launched_after_it(arch: int, model: str, tmp_path: Path) -> None:
     """And every kernel of a step compiles to machine code for this GPU."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", "TRITON_HOME": str(tmp_path)}
+    folders = {"TRITON_HOME": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path / "kernels")}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "OMP_NUM_THREADS": "1", **folders}
     run = subprocess.run(
         [sys.executable, "-m", "tests.ops.compile_only", str(arch), model],
         cwd=ROOT,
@@ -97,9 +98,10 @@ def test_other_compilers_work_beside_and_are_waited_for() -> None:
     rehearsal.wait()  # for kernels alone
     assert not calls
     ahead.wait_for("another")
-    may_end.set()
-    ahead.wait_for("one")
+    threading.Timer(0.1, may_end.set).start()
+    rehearsal.wait_beside()
     assert calls == [(0, False)]
+    ahead.wait_for("one")
     assert not ahead._beside
 
 

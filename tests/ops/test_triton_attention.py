@@ -528,6 +528,37 @@ def test_flash_attention_is_compiled_once_for_layers_that_are_alike(
     assert len(calls) == (3 if capability == (9, 0) else 2)  # one is what was asked for
 
 
+def test_flash_attention_is_compiled_by_other_processes_first(flash: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told of a call at once, though no thread is free; in a rehearsal alone."""
+    module, calls = flash
+    monkeypatch.setattr(module, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(module, "WIDE_TOKENS", 640)
+    done, may_end = [], threading.Event()
+
+    def wait(name: Any) -> None:
+        assert may_end.wait(10)
+        done.append(("wait", name[-1], len(calls)))
+
+    backend = module.FlashTriton()
+    backend._compilers = SimpleNamespace(
+        start=lambda: done.append(("start",)),
+        begin=lambda name, arguments: done.append(("begin", name[-1], arguments["pack_gqa"])),
+        wait=wait,
+        close=lambda: done.append(("close",)),
+    )
+    backend.prepare()
+    assert not done
+    layout = random_layout([(9, 9), (2, 70)], 4, 2, 16)
+    with ahead.Rehearsal(torch.device("cpu"), num_threads=1) as rehearsal:
+        backend.prepare()
+        attend(backend, layout, step_of(layout))
+    assert done == [("start",), ("begin", False, None), ("begin", True, False)]
+    may_end.set()
+    rehearsal.wait_beside()
+    attend(backend, layout, step_of(layout))
+    assert done[3:] == [("wait", False, 0), ("wait", True, 1), ("close",)]
+
+
 def test_flash_attention_compiles_on_one_thread_at_a_time(flash: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its compiler keeps what it is at in one place. Calls of a kind that was compiled need not wait for another."""
     module, _ = flash

@@ -316,7 +316,8 @@ def _ssd_scan(
     block = tl.load(blocks + row).to(tl.int64)
     was_there = True
     if HAS_FRESH:  # with chunks before this one, `pass` has left a state here
-        was_there = (tl.load(fresh + row).to(tl.int32) == 0) | (tl.load(record + 4) > 0)
+        chunks_before = tl.load(record + 4, mask=is_last, other=0)
+        was_there = (tl.load(fresh + row).to(tl.int32) == 0) | (chunks_before > 0)
     place, key, n = tl.arange(0, SIZE), tl.arange(0, KEYS), tl.arange(0, BLOCK_N)
     valid, is_key, is_later_key = place < count, key < count, KEYS + key < count
     token, key_token = first.to(tl.int64) + place, first.to(tl.int64) + key

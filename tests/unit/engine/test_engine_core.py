@@ -147,14 +147,18 @@ def test_a_short_prompt_does_not_wait_for_a_long_one():
     assert arrived == ["short"]
 
 
-def test_long_prompts_advance_together_and_the_budget_is_used_up():
-    engine = make_engine(budget=512, num_slabs=1200, max_model_len=17_000)
-    for i in range(3):
-        submit(engine, str(i), [(i + j) % 49 + 1 for j in range(2_000)], max_tokens=1)
-    engine.step()
-    plan = engine.executor.plans[0]
-    assert set(plan.num_scheduled_tokens) == {"0", "1", "2"}
-    assert plan.total_tokens == 512
+@pytest.mark.parametrize(("budget", "in_a_step"), [(512, 1), (8192, 2)])
+def test_long_prompts_take_turns_and_the_budget_is_used_up(budget: int, in_a_step: int):
+    engine = make_engine(budget=budget, num_slabs=5000, max_model_len=17_000)
+    for i in range(2 * in_a_step):
+        submit(engine, str(i), [(i + j) % 49 + 1 for j in range(min(16_000, 4 * budget))], max_tokens=1)
+    for _ in range(4):
+        engine.step()
+    names = list(map(str, range(2 * in_a_step)))
+    turns = [names[:in_a_step], names[in_a_step:]]
+    for number, plan in enumerate(engine.executor.plans[:4]):
+        assert list(plan.num_scheduled_tokens) == turns[number % 2]
+        assert plan.total_tokens == budget
 
 
 def test_priority_serves_the_urgent_first_and_preempts_for_it():

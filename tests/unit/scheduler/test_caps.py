@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ from octavo.core.hooks import Round
 from octavo.core.params import SamplingParams
 from octavo.core.prompt_logprobs import PromptScores
 from octavo.core.request import Request
-from octavo.scheduler.caps import UNLIMITED, FairShare, LongPrefill, PromptLogprobRows, water_level
+from octavo.scheduler.caps import MAX_SHARES, UNLIMITED, FairShare, LongPrefill, PromptLogprobRows, water_level
 
 
 @dataclass
@@ -37,21 +39,110 @@ def test_the_water_level_uses_the_budget_and_no_more(demands, budget):
 
 
 def test_a_short_prompt_is_served_whole_and_long_ones_share_the_rest():
-    cap, plan = FairShare(16), Plan(1024)
-    requests = [prompt(5000), prompt(20), prompt(4000)]
+    cap, plan = FairShare(16), Plan(8192)
+    requests = [prompt(50_000), prompt(200), prompt(40_000)]
     cap.begin(plan, Round(requests[:1], requests[1:], num_decoding=4, is_fair=True))
     shares = [min(request.num_tokens, cap(request, plan)) for request in requests]
-    assert shares[1] == 20
+    assert shares[1] == 200
     assert shares[0] == shares[2] and shares[0] % 16 == 0
-    assert 1024 - 4 - 32 < sum(shares) <= 1024 - 4
+    assert 8192 - 4 - 32 < sum(shares) <= 8192 - 4
 
 
-def test_only_so_many_long_prompts_share_a_step():
-    cap, plan = FairShare(16), Plan(1024)
-    requests = [prompt(5000 + i) for i in range(20)] + [prompt(10)]
+@pytest.mark.parametrize(("budget", "most"), [(512, 1), (2048, 1), (8192, 2), (16_384, 5)])
+def test_only_so_many_long_prompts_are_in_a_step(budget: int, most: int):
+    cap, plan = FairShare(16), Plan(budget)
+    requests = [prompt(50_000 + i) for i in range(20)] + [prompt(10)]
     cap.begin(plan, Round([], requests, num_decoding=0, is_fair=True))
     shares = [cap(request, plan) for request in requests]
-    assert sum(share > 0 for share in shares) == 9 and shares[0] > 0 and shares[-1] >= 10
+    assert sum(share > 0 for share in shares) == most + 1 and shares[0] > 0 and shares[-1] >= 10
+
+
+def served(prompts: list[Request], budget: int, newcomers: dict[int, Request] | None = None) -> list[dict[str, int]]:
+    """Each step's tokens by request, until everything is computed; requests that come later, by step."""
+    cap, steps, late = FairShare(16), [], dict(newcomers or {})
+    waiting, prompts = list(prompts), []
+    while waiting or prompts or late:
+        if (new := late.pop(len(steps), None)) is not None:
+            waiting.append(new)
+        plan, candidates = Plan(budget, budget), list(waiting)
+        for is_fair in (True, False):
+            cap.begin(plan, Round(prompts, candidates, num_decoding=0, is_fair=is_fair))
+            for request in (*prompts, *candidates):
+                tokens = min(request.num_uncomputed, plan.budget_left, cap(request, plan))
+                if tokens:
+                    plan.num_scheduled[request.request_id] = plan.num_scheduled.get(request.request_id, 0) + tokens
+                    plan.budget_left -= tokens
+                    request.num_computed_tokens += tokens
+        waiting = [request for request in candidates if not request.num_computed_tokens]
+        prompts += [request for request in candidates if request.num_computed_tokens]
+        prompts = [request for request in prompts if request.num_uncomputed]
+        steps.append(plan.num_scheduled)
+    return steps
+
+
+def ends(steps: list[dict[str, int]]) -> dict[str, int]:
+    return {name: number for number, step in enumerate(steps) for name in step}
+
+
+def together(lengths: list[int], budget: int) -> list[int]:
+    """The last step of each, if all advance in each step."""
+    left, found, step = list(lengths), [0] * len(lengths), 0
+    while any(left):
+        level = min(water_level([one for one in left if one], budget), max(left))
+        for i, one in enumerate(left):
+            found[i] = step if one else found[i]
+            left[i] -= min(one, level)
+        step += 1
+    return found
+
+
+@pytest.mark.parametrize("budget", [512, 2048, 8192])
+@pytest.mark.parametrize("sizes", [[16] * 8, [16, 12, 9, 16, 30, 2, 3, 4], [5] * 8, [100, 3, 3]])
+def test_long_prompts_take_turns_and_end_no_later_than_together(sizes: list[int], budget: int):
+    lengths = [size * budget // 8 + i for i, size in enumerate(sizes)]
+    prompts = [prompt(length) for length in lengths]
+    steps = served(prompts, budget)
+    assert all(sum(step.values()) == budget for step in steps[:-1]), "no step has room left"
+    found = ends(steps)
+    for request, last in zip(prompts, together(lengths, budget), strict=True):
+        assert found[request.request_id] <= last + 1
+    mean = sum(found.values()) / len(found)
+    assert mean <= sum(together(lengths, budget)) / len(lengths)
+
+
+def test_eight_prompts_advance_in_pairs_in_turn():
+    prompts = [prompt(16_000 + 16 * i) for i in range(8)]
+    names = [request.request_id for request in prompts]
+    steps = served(prompts, 8192)
+    for number, step in enumerate(steps[:12]):
+        first = 2 * number % 8
+        assert list(step) == names[first : first + 2]
+        assert set(step.values()) == {4096}
+
+
+def test_eight_long_prompts_are_in_progress_at_most():
+    prompts = [prompt(9000 + i) for i in range(20)]
+    steps = served(prompts, 2048)
+    last = ends(steps)
+    begun: set[str] = set()
+    for number, step in enumerate(steps):
+        begun |= set(step)
+        assert sum(last[name] > number for name in begun) <= MAX_SHARES
+
+
+@pytest.mark.parametrize("budget", [2048, 8192])
+def test_a_newcomer_is_in_the_next_step(budget: int):
+    newcomer = prompt(budget // 2)
+    steps = served([prompt(4 * budget + i) for i in range(5)], budget, {4: newcomer})
+    assert newcomer.request_id in steps[4]
+
+
+def test_who_is_far_ahead_of_all_newcomers_does_not_starve():
+    """There is always somebody who has come less far."""
+    old = prompt(40_000)
+    steps = served([old], 2048, {step: prompt(1500 + step) for step in range(2, 400)})
+    turns = [number for number, step in enumerate(steps) if old.request_id in step]
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= MAX_SHARES + 2
 
 
 def test_a_more_urgent_priority_is_served_first():
@@ -62,10 +153,10 @@ def test_a_more_urgent_priority_is_served_first():
 
 
 def test_the_second_round_has_no_level():
-    cap, plan = FairShare(16), Plan(64)
-    request = prompt(5000)
-    cap.begin(plan, Round([request, prompt(4000)], [], num_decoding=0, is_fair=True))
-    assert cap(request, plan) == 32
+    cap, plan = FairShare(16), Plan(6400)
+    request = prompt(50_000)
+    cap.begin(plan, Round([request, prompt(40_000)], [], num_decoding=0, is_fair=True))
+    assert cap(request, plan) == 3200
     cap.begin(plan, Round([request], [], num_decoding=0, is_fair=False))
     assert cap(request, plan) == UNLIMITED
 

@@ -8,6 +8,7 @@ import torch
 
 from octavo.config.options import make_options
 from octavo.engine.configure import configure
+from octavo.layers.stack import CausalLM
 from octavo.worker import rehearsal
 from octavo.worker.worker import Worker
 from tests.unit.worker.test_assemble import BAMBA
@@ -48,6 +49,9 @@ class Threads:
     def wait(self) -> None:
         self.calls.append("wait")
 
+    def wait_beside(self) -> None:
+        self.calls.append("wait beside")
+
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Threads]:
@@ -70,13 +74,19 @@ def worker(model: dict[str, Any], **options: Any) -> Worker:
 
 
 @pytest.mark.parametrize("model", [LLAMA, BAMBA], ids=["llama", "bamba"])
-def test_a_first_start_rehearses_and_the_next_does_not(model: dict[str, Any], threads: type[Threads]) -> None:
-    """All shapes are steps that the runner takes, whatever the layers keep."""
+def test_a_first_start_rehearses_and_the_next_does_not(
+    model: dict[str, Any], threads: type[Threads], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All shapes are steps that the runner takes, whatever the layers keep. Backends are told when it begins."""
+    told: list[int] = []
+    monkeypatch.setattr(CausalLM, "prepare", lambda self: told.append(len(threads.made)))
     first = worker(model)
-    assert [made.calls for made in threads.made] == [["mark", "done", "end", "wait"]]
+    assert told == [0, 1]
+    assert [made.calls for made in threads.made] == [["mark", "done", "end", "wait", "wait beside"]]
     assert not first.runner.table.row_of
     worker(model)
     assert len(threads.made) == 1
+    assert told == [0, 1, 1]
     worker(model, max_num_seqs=32)  # other sizes, other kernels
     assert len(threads.made) == 2
 
