@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import sys
 import threading
 
@@ -16,8 +17,13 @@ from octavo.attention.flash_compile import TensorShape, rebuild
 from octavo.attention.flash_import import import_flash
 
 
+IDLE_SECONDS = 60.0  # without a call
+
+
 def main() -> None:
     function = import_flash()  # before there is a call, since it takes longest
+    if not select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
+        sys.exit("there was nothing to do")
     try:
         described = pickle.load(sys.stdin.buffer)
     except EOFError:  # there is nothing to do

@@ -18,27 +18,18 @@ FEW_PAGES. If the two should not agree on a name, this process compiles the kern
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Hashable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from octavo.config.env import child_environment
+from octavo.attention.flash_children import Child, can_help, take_early
 
 log = logging.getLogger(__name__)
 
-CHILD = "octavo.attention.flash_child"
-EARLY = 2  # children that start before a call is known: one for pages as they are, one for wide ones
 SECONDS = 120.0  # a call may take
-LEAST_PROCESSORS = 8  # below, a child's imports would take more from the rest than it gives
 FEW_PAGES = 2
 _ALIGNMENT = 16  # bytes: FlashAttention-4 copies what begins elsewhere, and a layout that it cannot load
 
@@ -85,20 +76,20 @@ class FlashCompilers:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._idle: list[_Child] = []
-        self._busy: dict[Hashable, _Child] = {}
+        self._idle: list[Child] = []
+        self._busy: dict[Hashable, Child] = {}
         self._is_started = False
 
     def start(self) -> None:
         """May be called again."""
-        if not self._is_started and len(os.sched_getaffinity(0)) >= LEAST_PROCESSORS:
+        if not self._is_started and can_help():
             self._is_started = True
-            self._idle = [_Child() for _ in range(EARLY)]
+            self._idle = take_early()
 
     def begin(self, name: Hashable, arguments: Mapping[str, Any]) -> None:
         """Has a child compile what this call needs. Once for each name."""
         if self._is_started and name not in self._busy:
-            child = self._busy[name] = self._idle.pop() if self._idle else _Child()
+            child = self._busy[name] = self._idle.pop() if self._idle else Child()
             child.send(pickle.dumps(describe(arguments)))
 
     def wait(self, name: Hashable) -> bool:
@@ -115,49 +106,3 @@ class FlashCompilers:
         """Ends children that were given nothing to do."""
         while self._idle:
             self._idle.pop().end()
-
-
-class _Child:
-    """Ends when its stdin does, so it outlives nobody."""
-
-    def __init__(self) -> None:
-        root = str(Path(__file__).resolve().parents[2])  # a checkout need not be installed
-        path = os.pathsep.join(filter(None, [root, child_environment().get("PYTHONPATH")]))
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-P", "-m", CHILD],
-            stdin=subprocess.PIPE,
-            stdout=self._said,
-            stderr=self._said,
-            env=child_environment(PYTHONPATH=path, OMP_NUM_THREADS="1"),
-        )
-
-    def send(self, call: bytes) -> None:
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, and said why
-            self._process.stdin.write(call)
-            self._process.stdin.flush()
-
-    def wait(self, seconds: float) -> str | None:
-        """Until it has ended, if necessary by force. None if the call was made, or why not."""
-        try:
-            code = self._process.wait(seconds)
-            return None if code == 0 else f"exit status {code}: {self._last_line()}"
-        except subprocess.TimeoutExpired:
-            return f"it took more than {seconds:g} s: {self._last_line()}"
-        finally:
-            self.end()
-
-    def _last_line(self) -> str:
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
-    def end(self) -> None:
-        """May be called again."""
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._said.close()

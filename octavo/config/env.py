@@ -98,6 +98,13 @@ def keep_compiled_kernels() -> None:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache_directory() / "flash-attention-4"))
 
 
+def compiled_flash_kernels() -> bool:
+    """Whether FlashAttention-4 has compiled anything here before."""
+    keep_compiled_kernels()
+    folder = Path(os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"])
+    return any(path.is_file() for path in folder.rglob("*"))
+
+
 def rest_idle_threads() -> None:
     """torch's OpenMP threads spin for milliseconds after each operator that used them, on the cores that octavo's own
     want. They sleep at once if they are told to, before torch is imported."""

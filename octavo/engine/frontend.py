@@ -71,6 +71,9 @@ def start_frontend(configured: Configured) -> Frontend:
     config = configured.config
     _log.debug("choices:\n%s", explain(configured.resolved.reasons))
     phases = Phases()
+    if configured.platform.before_torch is not None:
+        module, _, function = configured.platform.before_torch.partition(":")
+        getattr(import_module(module), function)()
     with ThreadPoolExecutor(1, "octavo-tokenizer") as beside, collection_paused():
         text = beside.submit(_load_text, config)
         # torch comes with it: the front end itself does without

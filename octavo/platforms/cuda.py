@@ -49,6 +49,7 @@ def platform() -> Platform | None:
         num_threads=min(8, cpu.num_usable_cores(cpu.read_processor())),
         memory_info=lambda: memory_info(driver, device),
         worker="octavo.worker.worker:Worker",
+        before_torch="octavo.attention.flash_children:start_early" if device.capability[0] in (9, 10) else None,
         default_options={
             "max_num_batched_tokens": 8192 if is_large else 2048,
             "max_num_seqs": 1024 if is_large else 256,

@@ -39,6 +39,7 @@ class Platform:
     num_threads: int  # cores this process may use for arithmetic
     memory_info: Callable[[], tuple[int, int]]  # () -> (free, total) bytes that this process may use
     worker: str  # "module:Class"
+    before_torch: str | None = None  # "module:function": begins what takes long and can be done beside importing torch
     default_options: Mapping[str, Any] = field(default_factory=dict)  # option name -> default here
     limits: Mapping[str, int] = field(default_factory=dict)  # what hardware bounds, by name
     cache_by_layer: bool = False  # a layer's pages lie together where the model has one kind of block

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from octavo.attention import flash_compile
+from octavo.attention import flash_children, flash_compile, flash_import
 from octavo.attention.flash_compile import FlashCompilers, TensorShape, describe, rebuild
+from octavo.config.options import make_options
+from octavo.engine import frontend
+from octavo.engine.configure import configure
+from tests.unit.worker.test_rehearsal import LLAMA
 
 # What it is called with is written to a file beside it.
 PACKAGE = """
@@ -28,8 +34,8 @@ def flash_attn_varlen_func(q, k, v, **given):
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Makes children find a package whose function ends with these lines; gives the file that a call leaves."""
-    monkeypatch.setattr(flash_compile, "LEAST_PROCESSORS", 1)
-    monkeypatch.setattr(flash_compile, "EARLY", 1)
+    monkeypatch.setattr(flash_children, "LEAST_PROCESSORS", 1)
+    monkeypatch.setattr(flash_children, "EARLY", 1)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def write(lines: str = "pass") -> Path:
@@ -131,7 +137,7 @@ def test_a_child_ends_with_its_parent(install, compilers: FlashCompilers) -> Non
     called = install("time.sleep(60)")
     compilers.start()
     compilers.begin("kind", call())
-    for child, status in ((compilers._busy["kind"], 1), (flash_compile._Child(), 0)):
+    for child, status in ((compilers._busy["kind"], 1), (flash_children.Child(), 0)):
         if status:
             wait_until(called.exists)
         child._process.stdin.close()
@@ -141,13 +147,53 @@ def test_a_child_ends_with_its_parent(install, compilers: FlashCompilers) -> Non
 
 
 def test_no_child_is_started_where_processors_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flash_compile, "LEAST_PROCESSORS", 1 << 20)
+    monkeypatch.setattr(flash_children, "LEAST_PROCESSORS", 1 << 20)
     monkeypatch.setattr(subprocess, "Popen", None)
     compilers = FlashCompilers()
     compilers.start()
     compilers.begin("kind", call())
     assert not compilers.wait("kind")
     compilers.close()
+
+
+def test_children_start_before_torch_where_nothing_is_compiled_yet(
+    install, compilers: FlashCompilers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = install()
+    folder = tmp_path / "kernels"
+    monkeypatch.setenv("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(folder))
+    monkeypatch.setattr(flash_import, "why_absent", lambda: None)
+    flash_children.start_early()
+    flash_children.start_early()
+    (child,) = flash_children._early
+    compilers.start()
+    assert compilers._idle == [child] and not flash_children._early
+    compilers.begin("kind", call())
+    assert compilers.wait("kind") and called.exists()
+    (folder / "one").mkdir(parents=True)
+    (folder / "one" / "kernel.o").touch()
+    flash_children.start_early()
+    assert not flash_children._early
+
+
+def test_what_a_platform_names_begins_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    class TorchIsNext(Exception):
+        pass
+
+    def find(name: str) -> Any:
+        if name == "octavo.engine.assemble":
+            raise TorchIsNext
+        return importlib.import_module(name)
+
+    monkeypatch.setattr(flash_children, "start_early", lambda: begun.append("flash"))
+    monkeypatch.setattr(frontend, "import_module", find)
+    configured = configure(make_options(model=LLAMA, load_format="dummy", skip_tokenizer_init=True))
+    platform = replace(configured.platform, before_torch="octavo.attention.flash_children:start_early")
+    with pytest.raises(TorchIsNext):
+        frontend.start_frontend(replace(configured, platform=platform))
+    assert begun == ["flash"]
 
 
 def test_idle_children_are_ended(install, compilers: FlashCompilers) -> None:
