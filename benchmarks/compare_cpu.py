@@ -142,7 +142,7 @@ def shape_of(workload: str) -> Workload:
 def make_work(row: str, workload: str, quick: bool) -> Work:
     """Prompts drawn by the repetition's number, so that every engine gets the same ones."""
     shape = shape_of(workload)
-    repetitions, limit = {"batch": (3, 30.0), "shared-prefix": (3, 20.0)}.get(workload, (5, 20.0))
+    repetitions, limit = {"batch": (3, 90.0), "shared-prefix": (5, 30.0)}.get(workload, (5, 20.0))
     if row.startswith("qwen3"):
         repetitions, limit = min(repetitions, 3), 200.0  # one would be at the host's mercy
     first = 500 if workload == "first-token" else 0
