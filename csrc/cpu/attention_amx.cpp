@@ -325,7 +325,7 @@ inline void add_pairs(const Keys& keys, int64_t first, const uint32_t (*weights)
     }
     for (; k + 2 <= keys.count; k += 2) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 2 * W; ++i) prefetch(keys.v + keys.next[k + i % 2] + 2 * d + i / 2 * 64);
+        for (int i = 0; i < 2 * W; ++i) prefetch(keys.next_v + keys.next[k + i % 2] + 2 * d + i / 2 * 64);
         row(k, low), row(k + 1, high), add(k / 2, low, high);
     }
     if (k < keys.count) row(k, low), clear(high), add(k / 2, low, high);
@@ -380,15 +380,14 @@ void stream_bf16(const Attention& a, const Piece& piece, const Piece* upcoming) 
         else if (upcoming != nullptr) find_streamed(a, *upcoming, begin_of(*upcoming), next);
         const int64_t first = most(piece.key - key, 0), count = least(stream_keys, piece.key_end - key);
         for (int64_t h = 0; h < piece.heads; ++h) {
-            const char* k = keys_of(a, piece.head + h);
-            const Keys keys{k, k + 2 * a.kv, at, is_last && upcoming == nullptr ? at : next, count};
+            const Keys keys = streamed(a, piece, upcoming, h, is_last, at, next, count);
             const char* rows[4];
-            for (int i = 0; i < 4; ++i) rows[i] = k + at[16 * i];
+            for (int i = 0; i < 4; ++i) rows[i] = keys.k + at[16 * i];
             const uint16_t* here = q + h * steps * tile_numbers;
             finish_stores();
             const auto ask = [&](int64_t from, int64_t to) {
                 for (int64_t i = from; i < to; ++i)
-                    for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.k + keys.next[i] + b);
+                    for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.next_k + keys.next[i] + b);
             };
             ask(0, 32);
             switch ((count + 15) / 16) {
@@ -400,7 +399,7 @@ void stream_bf16(const Attention& a, const Piece& piece, const Piece* upcoming) 
             finish_stores();
             ask(32, 64);
             for (int64_t i = count / 2 * 2; i < stream_keys; ++i)
-                for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.v + keys.next[i] + b);
+                for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.next_v + keys.next[i] + b);
             int64_t g = 0;
             const auto pass = [&](auto function, int number) {
                 const int64_t i = h * group + g;

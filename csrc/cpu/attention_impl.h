@@ -148,8 +148,10 @@ inline float exponent_scale(const Attention& a) { return a.soft_cap > 0 ? log2_e
 // repeat their last one up to stream_keys.
 struct Keys {
     const char *k, *v;
-    const int64_t *at, *next;
+    const int64_t* at;
     int64_t count;
+    const char *next_k, *next_v; // of the next head at the same places, or of the first one at the next places
+    const int64_t* next;
 };
 
 // 32 numbers of a row in the order that costs least: those of bf16 come as the even and the odd ones.
@@ -259,7 +261,7 @@ void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* 
             for (int n = 0; n < 4; ++n) {
                 rows[n] = keys.k + keys.at[i + 4 * j + n];
                 const int64_t next = keys.next[i + 4 * j + n];
-                for (int64_t b = 0; b < row_bytes; b += 64) prefetch(keys.k + next + b), prefetch(keys.v + next + b);
+                for (int64_t b = 0; b < row_bytes; b += 64) prefetch(keys.next_k + next + b), prefetch(keys.next_v + next + b);
             }
             Vec products[G][4];
             multiply_four<T, G, Short>(rows, q, a.head_dim, products);
@@ -329,6 +331,17 @@ inline void find_streamed(const Attention& a, const Piece& piece, int64_t key, i
     for (int64_t i = count; i < stream_keys; ++i) places[i] = places[count - 1];
 }
 
+// `count` keys of head h of a piece, at the places `at`, the piece's last ones or not; those at `next` follow. What is
+// asked for ahead is the next head's, so that it is still in the nearest cache when it is needed.
+inline Keys streamed(const Attention& a, const Piece& piece, const Piece* upcoming, int64_t h, bool is_last,
+                     const int64_t* at, const int64_t* next, int64_t count) {
+    const bool same_places = h + 1 < piece.heads, is_over = is_last && upcoming == nullptr;
+    const int64_t values = a.kv * size_of(a.cache_type);
+    const int64_t head = same_places ? piece.head + h + 1 : is_last && !is_over ? upcoming->head : piece.head;
+    const char *k = keys_of(a, piece.head + h), *next_k = keys_of(a, head);
+    return {k, k + values, at, count, next_k, next_k + values, same_places || is_over ? at : next};
+}
+
 constexpr int streamed_together = most_rows >= 8 ? 4 : most_rows >= 4 ? 2 : 1; // queries
 
 template <Number T, bool Short>
@@ -359,13 +372,12 @@ void stream_of(const Attention& a, const Piece& piece, const Piece* upcoming) {
         if (!is_last) find_streamed(a, piece, key + stream_keys, next);
         else if (upcoming != nullptr) find_streamed(a, *upcoming, upcoming->key, next);
         for (int64_t h = 0; h < piece.heads; ++h) {
-            const char* k = keys_of(a, piece.head + h);
-            const Keys keys{k, k + a.kv * size_of(T), at, is_last && upcoming == nullptr ? at : next,
-                            least(stream_keys, piece.key_end - key)};
+            const int64_t count = least(stream_keys, piece.key_end - key);
+            const Keys keys = streamed(a, piece, upcoming, h, is_last, at, next, count);
             int64_t g = h * group;
-            const auto pass = [&](auto function, int count) {
+            const auto pass = [&](auto function, int number) {
                 function(a, keys, q + g * q_bytes, values + g * head_dim, maxima + g, sums + g);
-                g += count;
+                g += number;
             };
             if constexpr (streamed_together >= 4)
                 while ((h + 1) * group - g >= 4) pass(stream_keys_of<T, 4, Short>, 4);
