@@ -1,19 +1,18 @@
 """A process that compiles one kernel of FlashAttention-4 and ends: the other half of flash_compile.py.
 
-python -m octavo.attention.flash_child < a pickled call
+python -m octavo.attention.flash_child < a line that says which
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import select
 import sys
 import threading
 
 import torch
 
-from octavo.attention.flash_compile import TensorShape, rebuild
+from octavo.attention.flash_compile import TensorShape, decode, rebuild
 from octavo.attention.flash_import import import_flash
 
 
@@ -24,10 +23,10 @@ def main() -> None:
     function = import_flash()  # before there is a call, since it takes longest
     if not select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
         sys.exit("there was nothing to do")
-    try:
-        described = pickle.load(sys.stdin.buffer)
-    except EOFError:  # there is nothing to do
+    line = sys.stdin.buffer.readline()
+    if not line:  # there is nothing to do
         return
+    described = decode(line)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     device = next(it.device for it in described.values() if isinstance(it, TensorShape))
     if device.type == "cuda":

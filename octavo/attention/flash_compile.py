@@ -6,7 +6,7 @@ FlashAttention-4's folder, where this process then finds it as a second start do
 
     parent                                        child
     start                                         imports torch and FlashAttention-4: seconds, no device yet
-    begin(name, arguments) -> stdin, pickled ->   the call, on zeros
+    begin(name, arguments) -> stdin, a line ->    the call, on zeros
     wait(name)             <- exit status 0 <-    the kernel is on the disk
 
 FlashAttention-4 names a kernel by what it was made of: its own source and its libraries' versions, the device's
@@ -17,8 +17,8 @@ FEW_PAGES. If the two should not agree on a name, this process compiles the kern
 
 from __future__ import annotations
 
+import json
 import logging
-import pickle
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +65,30 @@ def describe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def encode(described: Mapping[str, Any]) -> bytes:
+    """As a line of JSON: of plain arguments, numbers, None and pairs of them."""
+
+    def plain(it: Any) -> Any:
+        if not isinstance(it, TensorShape):
+            return it
+        dtype = str(it.dtype).removeprefix("torch.")
+        return {"shape": it.shape, "stride": it.stride, "dtype": dtype, "device": str(it.device), "offset": it.offset}
+
+    return json.dumps({name: plain(it) for name, it in described.items()}).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    def whole(it: Any) -> Any:
+        if isinstance(it, list):
+            return tuple(it)
+        if not isinstance(it, dict):
+            return it
+        dtype, device = getattr(torch, it["dtype"]), torch.device(it["device"])
+        return TensorShape(tuple(it["shape"]), tuple(it["stride"]), dtype, device, it["offset"])
+
+    return {name: whole(it) for name, it in json.loads(line).items()}
+
+
 def rebuild(described: Mapping[str, Any]) -> dict[str, Any]:
     """The call's arguments again, where all lengths are zero."""
     return {name: it.zeros() if isinstance(it, TensorShape) else it for name, it in described.items()}
@@ -90,7 +114,7 @@ class FlashCompilers:
         """Has a child compile what this call needs. Once for each name."""
         if self._is_started and name not in self._busy:
             child = self._busy[name] = self._idle.pop() if self._idle else Child()
-            child.send(pickle.dumps(describe(arguments)))
+            child.send(encode(describe(arguments)))
 
     def wait(self, name: Hashable) -> bool:
         """Until the child of that name has ended: whether it has compiled it. False if there is none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 from octavo.attention import flash_children, flash_compile, flash_import
-from octavo.attention.flash_compile import FlashCompilers, TensorShape, describe, rebuild
+from octavo.attention.flash_compile import FlashCompilers, TensorShape, decode, describe, encode, rebuild
 from octavo.config.options import make_options
 from octavo.engine import frontend
 from octavo.engine.configure import configure
@@ -73,7 +72,9 @@ def call() -> dict[str, Any]:
 
 def test_a_described_call_is_the_same_one_on_zeros_and_on_few_pages() -> None:
     given = call()
-    found = rebuild(pickle.loads(pickle.dumps(describe(given))))
+    described = describe(given)
+    assert decode(encode(described)) == described
+    found = rebuild(decode(encode(described)))
     assert list(found) == list(given)
     assert found["softmax_scale"] == 0.25
     assert found["window_size"] == (None, 0)
