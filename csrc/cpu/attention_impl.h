@@ -261,7 +261,8 @@ void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* 
             for (int n = 0; n < 4; ++n) {
                 rows[n] = keys.k + keys.at[i + 4 * j + n];
                 const int64_t next = keys.next[i + 4 * j + n];
-                for (int64_t b = 0; b < row_bytes; b += 64) prefetch(keys.next_k + next + b), prefetch(keys.next_v + next + b);
+                for (int64_t b = 0; b < row_bytes; b += 64)
+                    prefetch(keys.next_k + next + b), prefetch(keys.next_v + next + b);
             }
             Vec products[G][4];
             multiply_four<T, G, Short>(rows, q, a.head_dim, products);
@@ -371,8 +372,8 @@ void stream_of(const Attention& a, const Piece& piece, const Piece* upcoming) {
         const bool is_last = key + stream_keys >= piece.key_end;
         if (!is_last) find_streamed(a, piece, key + stream_keys, next);
         else if (upcoming != nullptr) find_streamed(a, *upcoming, upcoming->key, next);
+        const int64_t count = least(stream_keys, piece.key_end - key);
         for (int64_t h = 0; h < piece.heads; ++h) {
-            const int64_t count = least(stream_keys, piece.key_end - key);
             const Keys keys = streamed(a, piece, upcoming, h, is_last, at, next, count);
             int64_t g = h * group;
             const auto pass = [&](auto function, int number) {

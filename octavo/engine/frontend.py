@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from octavo.config.engine_config import EngineConfig
@@ -72,8 +73,7 @@ def start_frontend(configured: Configured) -> Frontend:
     _log.debug("choices:\n%s", explain(configured.resolved.reasons))
     phases = Phases()
     if configured.platform.before_torch is not None:
-        module, _, function = configured.platform.before_torch.partition(":")
-        getattr(import_module(module), function)()
+        resolve_name(configured.platform.before_torch)()
     with ThreadPoolExecutor(1, "octavo-tokenizer") as beside, collection_paused():
         text = beside.submit(_load_text, config)
         # torch comes with it: the front end itself does without
