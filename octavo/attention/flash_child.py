@@ -15,7 +15,6 @@ import torch
 from octavo.attention.flash_compile import TensorShape, decode, rebuild
 from octavo.attention.flash_import import import_flash
 
-
 IDLE_SECONDS = 60.0  # without a call
 
 
