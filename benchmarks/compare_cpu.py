@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """octavo beside vLLM's CPU build, llama.cpp and transformers, in turn in one session on one machine: SmolLM2-135M and a
 Qwen3-0.6B shape, greedy, the same prompts for all. Prints a table with floors and ratios to the best peer. Engines take
-turns repetition by repetition, all but one of them stopped, so that a machine that others use too is as slow for each
-(servers: one after the other).
+turns repetition by repetition, all but one of them stopped, so that a machine that others use too is as slow for each.
 
     benchmarks/compare_cpu.py --vllm-python V/bin/python --llama-python L/bin/python --transformers-python T/bin/python
                               [--llama-server PATH] [--engines octavo vllm ...] [--rows batch ...] [--quick]
@@ -36,10 +35,11 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ from octavo.tokenization.tokenizer import Tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 MAX_MODEL_LEN, MAX_NUM_SEQS = 2048, 64
 MEMORY_CACHE = 1 * GIB  # of the servers
+SERVER_LOADS = 5
 VOCABULARY = 49_152
 RUNNERS = {
     OURS: "run_octavo.py",
@@ -498,7 +499,7 @@ def run_server(settings: Settings, form: str, engine: str, rows: list[str], prom
         return
     start_row, *_, memory_row = SERVER_ROWS[form]
     log = settings.work / f"{engine}-{form}-server.log"
-    with watched(report, settings, engine, f"{form} server"):
+    with watched(report, settings, engine, f"{form} server"), settings.turns.begin():
         try:
             starts: list[float] = []
             others: list[float] = []
@@ -510,7 +511,7 @@ def run_server(settings: Settings, form: str, engine: str, rows: list[str], prom
                     is_last = starts[0] > QUICK_START or len(starts) == (2 if settings.quick else 4)
                     if is_last:
                         if set(rows) - {start_row}:
-                            _load(running, form, engine, prompts, settings.quick, report)
+                            _load(running, form, engine, prompts, settings, report)
                             memory = running.memory
                             memory.look()
                             report.add(
@@ -531,26 +532,31 @@ def run_server(settings: Settings, form: str, engine: str, rows: list[str], prom
             report.lack(engine, f"{form} server", f"{type(error).__name__}: {error}"[:300])
 
 
-def _load(running: servers.Running, form: str, engine: str, prompts: list[str], quick: bool, report: Report) -> None:
-    servers.ask(running.port, prompts[:8], tokens=8)
+def _load(
+    running: servers.Running, form: str, engine: str, prompts: list[str], settings: Settings, report: Report
+) -> None:
     loads = []
-    running.neighbours.share()
-    for number in range(1 if quick else 3):
+    others = []
+    for number in range(1 if settings.quick else SERVER_LOADS):
+        with running.paused():
+            settings.turns.pass_on()
+        servers.ask(running.port, prompts[:8], tokens=8)
         part = prompts[8 + number * servers.REQUESTS :][: servers.REQUESTS]
+        running.neighbours.share()
         load = servers.ask(running.port, part)
+        others.append(running.neighbours.share())
         loads.append(load.report())
-        tell(f"  server: {load.seconds:.2f} s, {loads[-1]['output_tokens_per_second']:.0f} out tok/s")
+        tell(f"  {engine}, server: {load.seconds:.2f} s, {loads[-1]['output_tokens_per_second']:.0f} out tok/s")
         if load.tokens != servers.REQUESTS * servers.TOKENS_OUT:
             tell(f"  {load.tokens} tokens instead of {servers.REQUESTS * servers.TOKENS_OUT}")
         if load.seconds > 30:
             break
-    others = running.neighbours.share()
     names = {"server" if form == "bf16" else "server-q4_1": "output_tokens_per_second"}
     if form == "bf16":
         names |= {"server-ttft": "ttft_p50_ms", "server-itl": "itl_p50_ms"}
     for row, name in names.items():
         values = [load[name] for load in loads]
-        report.add(row, engine, median(values), values, others=others, loads=loads)
+        report.add(row, engine, median(values), values, others=median(others), loads=loads)
 
 
 def tell(text: str) -> None:
@@ -673,29 +679,41 @@ def run_everything(settings: Settings, rows: set[str], report: Report) -> Iterat
     prompts: list[str] = []
     for form in ("bf16", "q4_1", "qwen3"):
         session = next(session for session in SESSIONS if session.form == form)
-        with ThreadPoolExecutor(len(settings.pythons)) as threads:
-            sessions = [
-                threads.submit(run_session, settings, session, engine, rows, report)
+        yield from _together(
+            settings,
+            [
+                partial(run_session, settings, session, engine, rows, report)
                 for engine in settings.pythons
                 if engine in session.engines
-            ]
-            try:
-                for done in as_completed(sessions):
-                    done.result()
-                    yield
-            except BaseException:
-                settings.turns.end()
-                raise
+            ],
+        )
         wanted = [row for row in SERVER_ROWS.get(form, ()) if row in rows]
         if not wanted:
             continue
         prompts = prompts or servers.prompts_of_words(
-            Tokenizer.from_path(settings.models.bf16), 8 + 3 * servers.REQUESTS, seed=1
+            Tokenizer.from_path(settings.models.bf16), 8 + SERVER_LOADS * servers.REQUESTS, seed=1
         )
-        for engine in settings.pythons:
-            if engine in SERVER_ENGINES[form]:
-                run_server(settings, form, engine, wanted, prompts, report)
+        yield from _together(
+            settings,
+            [
+                partial(run_server, settings, form, engine, wanted, prompts, report)
+                for engine in settings.pythons
+                if engine in SERVER_ENGINES[form]
+            ],
+        )
+
+
+def _together(settings: Settings, engines: Sequence[Callable[[], None]]) -> Iterator[None]:
+    """Each on a thread, in turns. Yields as they end."""
+    with ThreadPoolExecutor(max(1, len(engines))) as threads:
+        running = [threads.submit(engine) for engine in engines]
+        try:
+            for done in as_completed(running):
+                done.result()
                 yield
+        except BaseException:
+            settings.turns.end()
+            raise
 
 
 def _assemble(

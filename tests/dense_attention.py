@@ -14,13 +14,22 @@ class Layout:
     """One step's attention. Every slot that no query may see holds NaN."""
 
     q: torch.Tensor  # [T, N, H]
-    cache: torch.Tensor  # [B, 2, block_size, K, H], strided by block
+    cache: torch.Tensor  # [B, 2, block_size, K, H], strided by block; of int8 H + 4
     block_table: torch.Tensor  # [R, B] int32, 0 where there is no block or it left the window
     query_start: torch.Tensor
     seq_lens: torch.Tensor
     query_lens: list[int]
-    keys: list[torch.Tensor]  # of each row, [L, K, H]
+    keys: list[torch.Tensor]  # of each row, [L, K, H]: what the cache stands for
     values: list[torch.Tensor]
+
+
+def as_int8(heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heads [..., H] in steps of a 127th of the largest magnitude: [..., H + 4] int8 with that step as a float32 at the
+    end, and the values [..., H] that stand there."""
+    step = heads.abs().amax(-1, keepdim=True) / 127
+    steps = (heads / step).round()
+    scale = step.flatten().view(torch.int8).view(*heads.shape[:-1], 4)
+    return torch.cat((steps.to(torch.int8), scale), -1), steps * step
 
 
 def random_layout(
@@ -42,19 +51,23 @@ def random_layout(
     free = list(range(1, num_blocks))
     random.Random(seed).shuffle(free)
     between = 3 * num_kv_heads * head_dim  # another layer's part of the page
-    page = 2 * block_size * num_kv_heads * head_dim
-    buffer = torch.full((num_blocks, page + between), math.nan, dtype=cache_dtype or dtype)
-    cache = buffer[:, :page].unflatten(1, (2, block_size, num_kv_heads, head_dim))
+    is_int8 = cache_dtype == torch.int8
+    width = head_dim + 4 * is_int8
+    page = 2 * block_size * num_kv_heads * width
+    buffer = torch.full((num_blocks, page + between), -1 if is_int8 else math.nan, dtype=cache_dtype or dtype)
+    cache = buffer[:, :page].unflatten(1, (2, block_size, num_kv_heads, width))  # four bytes of -1 are NaN
     block_table = torch.zeros(len(rows), max(widths) + 1, dtype=torch.int32)
     keys, values = [], []
     for row, (num_queries, length) in enumerate(rows):
-        k, v = (torch.randn(length, num_kv_heads, head_dim, generator=generator).to(cache.dtype) for _ in "kv")
+        k, v = (torch.randn(length, num_kv_heads, head_dim, generator=generator) for _ in "kv")
+        stored_k, k = as_int8(k) if is_int8 else (k.to(cache.dtype),) * 2
+        stored_v, v = as_int8(v) if is_int8 else (v.to(cache.dtype),) * 2
         first_seen = 0 if window is None else max(0, length - num_queries - window + 1)
         for index in range(first_seen // block_size, widths[row]):
             block_table[row, index] = block = free.pop()
             for position in range(max(first_seen, index * block_size), min(length, (index + 1) * block_size)):
-                cache[block, 0, position % block_size] = k[position]
-                cache[block, 1, position % block_size] = v[position]
+                cache[block, 0, position % block_size] = stored_k[position]
+                cache[block, 1, position % block_size] = stored_v[position]
         keys.append(k)
         values.append(v)
     query_lens = [num_queries for num_queries, _ in rows]

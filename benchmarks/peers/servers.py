@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import socket
@@ -46,13 +47,24 @@ class Memory:
     def __init__(self, process: psutil.Process) -> None:
         self.pss = self.rss = 0
         self._process = process
+        self._is_on = True
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
         while not self._stopped.wait(0.25):
-            self.look()
+            if self._is_on:
+                self.look()
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """Looking costs time, which others may be measuring."""
+        self._is_on = False
+        try:
+            yield
+        finally:
+            self._is_on = True
 
     def look(self) -> None:
         pss = rss = 0
@@ -70,10 +82,21 @@ class Memory:
 
 @dataclass
 class Running:
+    process: subprocess.Popen[Any]
     port: int
     start_seconds: float  # from the start of the process to the first token
     memory: Memory
     neighbours: Neighbours
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It and what it started do nothing meanwhile."""
+        with self.memory.off(), contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                os.killpg(self.process.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -95,7 +118,7 @@ def serving(launch: Launch, log: Path, timeout: float) -> Iterator[Running]:
         memory, neighbours = Memory(psutil.Process(process.pid)), Neighbours(process.pid)
         try:
             asyncio.run(_first_token(process, port, began + timeout))
-            yield Running(port, time.perf_counter() - began, memory, neighbours)
+            yield Running(process, port, time.perf_counter() - began, memory, neighbours)
         except ChildProcessError as error:
             last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
             raise ChildProcessError(f"{error}: {last[0][:200]}") from None

@@ -19,6 +19,10 @@ inline Number number_type(int number) {
     return static_cast<Number>(number);
 }
 
+inline Number cache_type(int number) {
+    return number == static_cast<int>(Number::i8) ? Number::i8 : number_type(number);
+}
+
 // Rows or tokens of `each` numbers that are worth another thread: about 4 us of work.
 inline int64_t rows_worth_a_thread(int64_t each) {
     constexpr int64_t numbers = 16384;

@@ -81,7 +81,7 @@ struct Plan {
 class Planner {
   public:
     Planner(const Attention& a, const AttentionKernels& kernel, Plan& plan) : a_(a), plan_(plan), threads_(num_threads()) {
-        const bool is_short = a.q_type == Number::bf16 && a.cache_type == Number::bf16;
+        const bool is_short = a.q_type == Number::bf16 && (a.cache_type == Number::bf16 || a.cache_type == Number::i8);
         most_streamed_ = a.head_dim % 32 ? 0 : is_short ? kernel.most_streamed_short : kernel.most_streamed;
         // Roughly in cycles, for one key of one head; the divisions between threads are the same if all are wrong alike.
         stream_cost_ = a.head_dim / 8 + a.group() * a.head_dim / 16;

@@ -16,7 +16,7 @@ struct Attention {
     const void* q; // [tokens, heads, head_dim]
     Number q_type;
     int64_t q_token, q_head; // strides
-    const void* cache; // [blocks, 2, block_size, key_heads, head_dim]
+    const void* cache; // [blocks, 2, block_size, key_heads, head_dim]; of i8 a head's scale follows it
     Number cache_type;
     int64_t block, kv, slot, head; // strides
     const int32_t* table;          // [rows, table_width]

@@ -25,9 +25,25 @@ inline void finish_stores() { asm volatile("" : : : "memory"); }
 
 inline __mmask32 mask_of(int64_t count) { return count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1; }
 
-// Up to 32 numbers from d on, and zeros.
+// Up to 32 numbers from d on as bf16, and zeros.
+template <Number T = Number::bf16>
 inline __m512i load_dims(const void* row, int64_t d, int64_t head_dim) {
-    return _mm512_maskz_loadu_epi16(mask_of(head_dim - d), static_cast<const uint16_t*>(row) + d);
+    if constexpr (T == Number::i8) {
+        const char* bytes = static_cast<const char*>(row);
+        const __m256i x = _mm256_maskz_loadu_epi8(mask_of(head_dim - d), bytes + d);
+        const __m512i low = _mm512_cvtepi8_epi32(_mm256_castsi256_si128(x));
+        const __m512i high = _mm512_cvtepi8_epi32(_mm256_extracti128_si256(x, 1));
+        float scale;
+        std::memcpy(&scale, bytes + head_dim, head_scale_bytes);
+        const __m512 scales = _mm512_set1_ps(scale);
+        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(_mm512_cvtepi32_ps(high), scales),
+                                                  _mm512_mul_ps(_mm512_cvtepi32_ps(low), scales));
+        __m512i bits;
+        std::memcpy(&bits, &both, 64);
+        return bits;
+    } else {
+        return _mm512_maskz_loadu_epi16(mask_of(head_dim - d), static_cast<const uint16_t*>(row) + d);
+    }
 }
 
 // Queries of a tile as [steps][16 pairs of dims][16 queries][2].
@@ -50,22 +66,24 @@ inline void put_queries(const Attention& a, const Piece& piece, int64_t head, in
 }
 
 // Keys as [count / 16][steps][16][32]; those beyond count, to a multiple of 32, are zero.
+template <Number T>
 inline void put_keys(const char* k, const int64_t* at, int64_t count, int64_t head_dim, int64_t steps, uint16_t* out) {
     for (int64_t i = 0; i < round_up(count, 32); ++i)
         for (int64_t s = 0; s < steps; ++s)
             _mm512_storeu_si512(out + ((i / 16 * steps + s) * 16 + i % 16) * 32,
-                                i < count ? load_dims(k + at[i], 32 * s, head_dim) : _mm512_setzero_si512());
+                                i < count ? load_dims<T>(k + at[i], 32 * s, head_dim) : _mm512_setzero_si512());
 }
 
 // Values as [count / 32][dims / 16][16 dims][32 keys].
+template <Number T>
 inline void put_values(const char* v, const int64_t* at, int64_t count, int64_t head_dim, int64_t dims, uint16_t* out) {
     for (int64_t first = 0; first < count; first += 32, out += dims * 32) {
         for (int64_t d = 0; d < dims; d += 32) {
             __m512i low[16], high[16]; // pairs of keys; of each 8 dims, the lower and the upper 4
             for (int64_t j = 0; j < 16; ++j) {
                 const int64_t i = first + 2 * j;
-                const __m512i a = i < count ? load_dims(v + at[i], d, head_dim) : _mm512_setzero_si512();
-                const __m512i b = i + 1 < count ? load_dims(v + at[i + 1], d, head_dim) : _mm512_setzero_si512();
+                const __m512i a = i < count ? load_dims<T>(v + at[i], d, head_dim) : _mm512_setzero_si512();
+                const __m512i b = i + 1 < count ? load_dims<T>(v + at[i + 1], d, head_dim) : _mm512_setzero_si512();
                 low[j] = _mm512_unpacklo_epi16(a, b), high[j] = _mm512_unpackhi_epi16(a, b);
             }
             transpose(low), transpose(high);
@@ -157,6 +175,7 @@ inline void weigh(const Attention& a, const Tile& tile, int64_t dims, const Span
     store(tile.sums, add(sum, other));
 }
 
+template <Number T>
 void tiles_of_bf16(const Attention& a, const Piece& piece) {
     const int64_t steps = round_up(a.head_dim, 32) / 32, dims = round_up(a.head_dim, 16);
     Space space;
@@ -181,8 +200,8 @@ void tiles_of_bf16(const Attention& a, const Piece& piece) {
             int64_t at[block_keys];
             find_keys(a, piece, key, count, at);
             const char* from = keys_of(a, head);
-            put_keys(from, at, count, a.head_dim, steps, k);
-            put_values(from + 2 * a.kv, at, count, a.head_dim, dims, v);
+            put_keys<T>(from, at, count, a.head_dim, steps, k);
+            put_values<T>(from + size_of(T) * a.kv, at, count, a.head_dim, dims, v);
             finish_stores();
             // The products of a tile are under way while the weights of the one before are made.
             const auto multiply = [&](int64_t t, const Span& span, float* out) {
@@ -430,8 +449,12 @@ void stream_any(const Attention& a, const Piece& piece, const Piece* upcoming) {
 }
 
 void tiles(const Attention& a, const Piece& piece) {
-    const bool is_short = a.q_type == Number::bf16 && a.cache_type == Number::bf16;
-    (is_short ? tiles_of_bf16 : tiles_of_floats)(a, piece);
+    if (a.q_type != Number::bf16) return tiles_of_floats(a, piece);
+    switch (a.cache_type) {
+    case Number::bf16: return tiles_of_bf16<Number::bf16>(a, piece);
+    case Number::i8: return tiles_of_bf16<Number::i8>(a, piece);
+    default: return tiles_of_floats(a, piece);
+    }
 }
 
 } // namespace

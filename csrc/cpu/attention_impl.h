@@ -25,6 +25,7 @@ inline Vec load_as(const void* p, Number type, int64_t i) {
     switch (type) {
     case Number::f32: return load(static_cast<const float*>(p) + i);
     case Number::f16: return load_f16(static_cast<const uint16_t*>(p) + i);
+    case Number::i8: return to_float(load_i8(static_cast<const uint8_t*>(p) + i)); // to be multiplied by scale_of the row
     default: return load_bf16(static_cast<const uint16_t*>(p) + i);
     }
 }
@@ -91,6 +92,13 @@ inline void find_keys(const Attention& a, const Piece& piece, int64_t key, int64
 }
 
 inline const char* keys_of(const Attention& a, int64_t head) { return advance(a.cache, a.cache_type, head * a.head); }
+
+// What the numbers of a key or value are to be multiplied by.
+inline float scale_of(const Attention& a, const char* row) {
+    float scale = 1;
+    if (a.cache_type == Number::i8) std::memcpy(&scale, row + a.head_dim, head_scale_bytes);
+    return scale;
+}
 
 inline int64_t token_of(const Attention& a, const Piece& piece, int64_t query) {
     const int64_t i = query / a.group();
@@ -252,7 +260,13 @@ inline void weigh_streamed(const Attention& a, int64_t first, int64_t count, flo
 template <Number T, int G, bool Short>
 void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* values, float* maxima, float* sums) {
     alignas(64) float weights[G][stream_keys];
-    const int64_t row_bytes = a.head_dim * size_of(T), padded = round_up(keys.count, 16);
+    const int64_t row_bytes = a.head_dim * size_of(T) + (T == Number::i8 ? head_scale_bytes : 0);
+    const int64_t padded = round_up(keys.count, 16);
+    const auto scales = [&](const char* rows, int64_t i) { // of 16 of them
+        float all[16];
+        for (int64_t j = 0; j < 16; ++j) all[j] = scale_of(a, rows + keys.at[i + j]);
+        return load(all);
+    };
     for (int64_t i = 0; i < padded; i += 16) {
         Vec quads[G][4];
 #pragma GCC unroll 4
@@ -270,10 +284,19 @@ void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* 
             for (int g = 0; g < G; ++g)
                 quads[g][j] = quad(products[g][0], products[g][1], products[g][2], products[g][3]);
         }
-        for (int g = 0; g < G; ++g) store(weights[g] + i, join(quads[g][0], quads[g][1], quads[g][2], quads[g][3]));
+        for (int g = 0; g < G; ++g) {
+            const Vec products = join(quads[g][0], quads[g][1], quads[g][2], quads[g][3]);
+            if constexpr (T == Number::i8) store(weights[g] + i, mul(products, scales(keys.k, i)));
+            else store(weights[g] + i, products);
+        }
     }
     float factors[G];
     weigh_streamed<G>(a, 0, keys.count, weights, maxima, sums, factors);
+    if constexpr (T == Number::i8)
+        for (int64_t i = 0; i < padded; i += 16) {
+            const Vec scale = scales(keys.v, i);
+            for (int g = 0; g < G; ++g) store(weights[g] + i, mul(load(weights[g] + i), scale));
+        }
     constexpr int pairs = most_rows >= 8 ? 2 : 1; // that registers hold for G queries
     int64_t d = 0;
     for (; d + 32 * pairs <= a.head_dim; d += 32 * pairs)
@@ -404,6 +427,7 @@ void stream(const Attention& a, const Piece& piece, const Piece* upcoming) {
     switch (a.cache_type) {
     case Number::f32: return stream_of<Number::f32, false>(a, piece, upcoming);
     case Number::f16: return stream_of<Number::f16, false>(a, piece, upcoming);
+    case Number::i8: return stream_of<Number::i8, false>(a, piece, upcoming);
     default:
         if constexpr (has_dot_bf16)
             if (a.q_type == Number::bf16) return stream_of<Number::bf16, true>(a, piece, upcoming);
@@ -682,9 +706,10 @@ void tiles_of_floats(const Attention& a, const Piece& piece) {
                     continue;
                 }
                 float *wide_k = kv + 2 * i * dims, *wide_v = wide_k + dims;
+                const Vec k_scale = set(scale_of(a, k + at[i])), v_scale = set(scale_of(a, v + at[i]));
                 for (int64_t d = 0; d < head_dim; d += 16) {
-                    store(wide_k + d, load_some(k + at[i], a.cache_type, d, head_dim - d));
-                    store(wide_v + d, load_some(v + at[i], a.cache_type, d, head_dim - d));
+                    store(wide_k + d, mul(load_some(k + at[i], a.cache_type, d, head_dim - d), k_scale));
+                    store(wide_v + d, mul(load_some(v + at[i], a.cache_type, d, head_dim - d), v_scale));
                 }
                 block.k[i] = wide_k, block.v[i] = wide_v;
             }

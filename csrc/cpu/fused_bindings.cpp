@@ -80,7 +80,7 @@ Heads heads_of(const Part& part, int64_t count) {
 Pages pages_of(const Cache& cache) {
     const auto& [data, type, blocks, block_size, block, part, token, head] = cache;
     if (block_size < 1) throw std::invalid_argument("a block of no tokens");
-    return {pointer_to<void>(data), number_type(type), blocks, block_size, block, part, token, head};
+    return {pointer_to<void>(data), cache_type(type), blocks, block_size, block, part, token, head};
 }
 
 void write_kv(const Part& k, const Part& v, int type, int64_t tokens, int64_t heads, int64_t size, const Cache& cache,

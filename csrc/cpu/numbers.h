@@ -6,9 +6,12 @@
 
 namespace octavo {
 
-enum class Number : int { f32 = 0, f16, bf16 };
+// i8 only in caches: a head's bytes are to be multiplied by its scale, a float32 that follows them.
+enum class Number : int { f32 = 0, f16, bf16, i8 };
 
-static inline int size_of(Number type) { return type == Number::f32 ? 4 : 2; }
+constexpr int64_t head_scale_bytes = 4;
+
+constexpr int size_of(Number type) { return type == Number::f32 ? 4 : type == Number::i8 ? 1 : 2; }
 
 static inline float float_of_bits(uint32_t bits) {
     float value;
@@ -63,6 +66,7 @@ static inline float load_number(const void* data, Number type, int64_t i) {
     switch (type) {
     case Number::f32: return static_cast<const float*>(data)[i];
     case Number::f16: return float_of_f16(static_cast<const uint16_t*>(data)[i]);
+    case Number::i8: return static_cast<const int8_t*>(data)[i]; // without its scale
     default: return float_of_bf16(static_cast<const uint16_t*>(data)[i]);
     }
 }

@@ -1,6 +1,7 @@
 // Heads on their way to attention and the cache, over the 16 lanes of lanes_*.h.
 #pragma once
 
+#include "linear.h" // scratch
 #include "norm_impl.h"
 
 namespace octavo {
@@ -19,9 +20,36 @@ inline void* place_of(const Pages& pages, int64_t slot, int64_t part, int64_t he
                                  head * pages.head_stride);
 }
 
+// A head as bytes in units of a 127th of its largest magnitude, and that unit; heads that are not finite have one that is
+// not, and all bytes 1. Magnitudes of which none reaches 1e-30 become zeros.
+template <Number N>
+inline void quantize_head(const void* from, void* to, int64_t n) {
+    Vec most = set(0);
+    uint32_t nan = 0;
+    each_vector(n, [&](int64_t i, int64_t count) {
+        const Vec x = get<N>(from, i, count);
+        most = largest(magnitude(x), most);
+        nan |= bits_of(is_nan(x));
+    });
+    const float top = largest_of(most);
+    const float scale = nan ? __builtin_nanf("") : top / 127.0f;
+    std::memcpy(static_cast<char*>(to) + n, &scale, head_scale_bytes);
+    if (nan || top > largest_float) {
+        std::memset(to, 1, static_cast<size_t>(n));
+        return;
+    }
+    const Vec inverse = set(top < 1e-30f ? 0.0f : 127.0f / top);
+    each_vector(n, [&](int64_t i, int64_t count) {
+        int8_t bytes[16];
+        store_i8(bytes, mul(get<N>(from, i, count), inverse));
+        std::memcpy(static_cast<int8_t*>(to) + i, bytes, static_cast<size_t>(count));
+    });
+}
+
 template <Number N, Number C>
 inline void copy(const void* from, void* to, int64_t n) {
-    if constexpr (N == C) std::memcpy(to, from, static_cast<size_t>(n * bytes_of<N>));
+    if constexpr (C == Number::i8) quantize_head<N>(from, to, n);
+    else if constexpr (N == C) std::memcpy(to, from, static_cast<size_t>(n * bytes_of<N>));
     else each_vector(n, [&](int64_t i, int64_t count) { put<C>(to, i, get<N>(from, i, count), count); });
 }
 
@@ -57,6 +85,7 @@ inline void by_second_number(Number type, Args&&... args) {
     switch (type) {
     case Number::f32: Template<N, Number::f32>::run(args...); break;
     case Number::f16: Template<N, Number::f16>::run(args...); break;
+    case Number::i8: Template<N, Number::i8>::run(args...); break;
     default: Template<N, Number::bf16>::run(args...);
     }
 }
@@ -94,7 +123,15 @@ template <Number N, Number C> struct RopeAndWrite {
             const int64_t slot = w.slots[t];
             if (slot < 0) continue;
             for (int64_t head = 0; head < w.k.count; ++head) {
-                turn<N, C>(c, head_of<N>(w.k, t, head), c.k_norm, cos_sin, place_of<C>(w.pages, slot, 0, head));
+                const void* key = head_of<N>(w.k, t, head);
+                void* place = place_of<C>(w.pages, slot, 0, head);
+                if constexpr (C == Number::i8) { // whose scale is known once all of it is turned
+                    void* turned = scratch(1, static_cast<size_t>(w.size * bytes_of<N>));
+                    turn<N, N>(c, key, c.k_norm, cos_sin, turned);
+                    quantize_head<N>(turned, place, w.size);
+                } else {
+                    turn<N, C>(c, key, c.k_norm, cos_sin, place);
+                }
                 copy<N, C>(head_of<N>(w.v, t, head), place_of<C>(w.pages, slot, 1, head), w.size);
             }
         }

@@ -57,6 +57,13 @@ inline void store_bf16(void* p, Vec x) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+inline void store_i8(void* p, Vec x) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)); // quarters 0 2 1 3
+    const __m256i whole = _mm256_permute4x64_epi64(words, 0xd8);
+    _mm_storeu_si128(static_cast<__m128i*>(p),
+                     _mm_packs_epi16(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
+}
+
 inline Int set_int(int32_t x) { const __m256i v = _mm256_set1_epi32(x); return {v, v}; }
 inline Int add(Int a, Int b) { return {_mm256_add_epi32(a.a, b.a), _mm256_add_epi32(a.b, b.b)}; }
 template <int N> inline Int shift_left(Int x) { return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)}; }

@@ -45,6 +45,10 @@ inline void store_bf16(void* p, Vec x) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), packed);
 }
 
+inline void store_i8(void* p, Vec x) {
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+
 inline Int set_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline Int add(Int a, Int b) { return {_mm512_add_epi32(a.v, b.v)}; }
 template <int N> inline Int shift_left(Int x) { return {_mm512_slli_epi32(x.v, N)}; }

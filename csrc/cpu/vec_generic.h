@@ -38,6 +38,10 @@ inline Vec load_bf16(const void* p) {
 inline void store_f16(void* p, Vec x) { for (int i = 0; i < 16; ++i) store_number(p, Number::f16, i, x.v[i]); }
 inline void store_bf16(void* p, Vec x) { for (int i = 0; i < 16; ++i) store_number(p, Number::bf16, i, x.v[i]); }
 
+inline void store_i8(void* p, Vec x) { // to nearest; -127 to 127
+    for (int i = 0; i < 16; ++i) static_cast<int8_t*>(p)[i] = static_cast<int8_t>(std::nearbyint(x.v[i]));
+}
+
 inline Int set_int(int32_t x) { Int r; for (int32_t& v : r.v) v = x; return r; }
 inline Int add(Int a, Int b) { for (int i = 0; i < 16; ++i) a.v[i] += b.v[i]; return a; }
 template <int N> inline Int shift_left(Int x) { for (int32_t& v : x.v) v *= 1 << N; return x; }

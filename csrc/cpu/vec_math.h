@@ -71,7 +71,7 @@ inline Vec rounded(Vec x) {
 }
 
 template <Number N>
-constexpr int64_t bytes_of = N == Number::f32 ? 4 : 2;
+constexpr int64_t bytes_of = size_of(N);
 
 // `count` of the 16 lanes are there; the others read as zero.
 template <Number N>

@@ -16,6 +16,7 @@ from collections.abc import Hashable
 import torch
 
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
+from octavo.cache.spec import KV_DTYPES
 from octavo.ops import dispatch
 from octavo.ops.attention import paged_attention
 
@@ -30,9 +31,9 @@ class CpuPaged:
     def why_not(self, query: AttentionQuery) -> str | None:
         if "cpu" not in dispatch.present()["paged_attention"]:
             return "octavo's CPU kernels are not compiled"
-        for what, dtype in (("dtype", query.dtype), ("cache dtype", query.cache_dtype)):
-            if dtype not in FLOATS:
-                return f"{what} {dtype} is not one of {', '.join(FLOATS)}"
+        for what, dtype, known in (("dtype", query.dtype, FLOATS), ("cache dtype", query.cache_dtype, KV_DTYPES)):
+            if dtype not in known:
+                return f"{what} {dtype} is not one of {', '.join(known)}"
         if query.num_heads % query.num_kv_heads:
             return f"{query.num_heads} heads are no multiple of {query.num_kv_heads}"
         return None

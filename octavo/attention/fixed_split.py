@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 import torch
 
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
+from octavo.cache.spec import KV_DTYPES
+from octavo.ops.torch.cache import from_cache
 
 FLOATS = ("float32", "bfloat16", "float16")
 CHUNK = 128  # keys
@@ -62,9 +64,9 @@ class FixedSplit:
     reads_shared_prefix = False
 
     def why_not(self, query: AttentionQuery) -> str | None:
-        for what, dtype in (("dtype", query.dtype), ("cache dtype", query.cache_dtype)):
-            if dtype not in FLOATS:
-                return f"{what} {dtype} is not one of {', '.join(FLOATS)}"
+        for what, dtype, known in (("dtype", query.dtype, FLOATS), ("cache dtype", query.cache_dtype, KV_DTYPES)):
+            if dtype not in known:
+                return f"{what} {dtype} is not one of {', '.join(known)}"
         if CHUNK % query.block_size:
             return f"blocks of {query.block_size} tokens do not divide {CHUNK} keys"
         return None
@@ -136,6 +138,8 @@ def _gather(part: torch.Tensor, chunk: ChunkStep, call: AttentionCall) -> tuple[
     found = part.index_select(0, chunk.blocks).flatten(0, 1)
     if chunk.unread is not None:  # whatever lies there, NaN included
         found.index_fill_(0, chunk.unread, 0)
+    if found.dtype == torch.int8:
+        found = from_cache(found, torch.float32)
     by_row = found.view(-1, CHUNK, call.num_kv_heads, call.head_dim).transpose(1, 2)
     return torch.empty(by_row.shape, device=part.device).copy_(by_row).unbind()
 

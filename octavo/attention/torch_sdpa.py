@@ -19,6 +19,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from octavo.attention.backend import AttentionCall, AttentionQuery, StepContext
+from octavo.cache.spec import KV_DTYPES
+from octavo.ops.torch.cache import from_cache
 
 FLOATS = ("float32", "bfloat16", "float16")
 SLICE = 256  # queries at a time, which bounds masks and scores
@@ -67,8 +69,8 @@ class TorchSdpa:
             return "no attention sinks"
         if query.dtype not in FLOATS:
             return f"dtype {query.dtype} is not one of {', '.join(FLOATS)}"
-        if query.cache_dtype not in FLOATS:
-            return f"cache dtype {query.cache_dtype} is not one of {', '.join(FLOATS)}"
+        if query.cache_dtype not in KV_DTYPES:
+            return f"cache dtype {query.cache_dtype} is not one of {', '.join(KV_DTYPES)}"
         return None
 
     def plan(self, step: StepContext, group: int) -> SdpaPlan:
@@ -113,9 +115,7 @@ class TorchSdpa:
         # [K, N / K, T, H], and keys with a stride of 0 over the query heads that share them
         q = q_TNH.unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3)
         k, v = (
-            part.index_select(0, row.blocks)
-            .flatten(0, 1)[: row.length - row.low]
-            .to(q.dtype)
+            from_cache(part.index_select(0, row.blocks).flatten(0, 1)[: row.length - row.low], q.dtype)
             .transpose(0, 1)
             .unsqueeze(1)
             .expand(-1, q.shape[1], -1, -1)
@@ -165,7 +165,7 @@ def _decode(
     if bucket.unseen is not None:  # whatever lies there, NaN included, must not reach the row
         k.index_fill_(0, bucket.unseen, 0)
         v.index_fill_(0, bucket.unseen, 0)
-    k, v = (part.to(q_RNH.dtype).unflatten(0, (num_rows, -1)).transpose(1, 2) for part in (k, v))
+    k, v = (from_cache(part, q_RNH.dtype).unflatten(0, (num_rows, -1)).transpose(1, 2) for part in (k, v))
     q = q_RNH.view(num_rows, call.num_kv_heads, -1, head_dim)  # heads of one key head as if they were queries
     mask = bucket.mask
     if mask is not None:

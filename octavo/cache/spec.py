@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from octavo.cache.retention import Retention
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}
+INT8_PER_TOKEN_HEAD = "int8_per_token_head"  # a type of keys and values: bytes, and a float32 that scales each head's
+SCALE_BYTES = 4
+KV_DTYPES = ("float32", "bfloat16", "float16", INT8_PER_TOKEN_HEAD)  # that octavo/ops has writes and reads for
 PART_ALIGNMENT = 64  # bytes: a cache line, and enough for any vector load
 
 
@@ -54,7 +57,10 @@ class CacheSpec:
 
 
 def kv_layout(block_size: int, num_kv_heads: int, head_dim: int, dtype: str) -> PageLayout:
-    """Keys and values of `block_size` tokens: one part "kv" of shape [2, block_size, num_kv_heads, head_dim]."""
+    """Keys and values of `block_size` tokens: one part "kv" of shape [2, block_size, num_kv_heads, head_dim]. Of int8 a
+    head is SCALE_BYTES longer: its scale lies behind it, so that whatever moves or shares a block moves both."""
+    if dtype == INT8_PER_TOKEN_HEAD:
+        dtype, head_dim = "int8", head_dim + SCALE_BYTES
     return PageLayout(block_size, (PagePart("kv", (2, block_size, num_kv_heads, head_dim), dtype),))
 
 

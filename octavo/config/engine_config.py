@@ -42,6 +42,7 @@ class CacheConfig:
     memory_bytes: int | None = None  # explicit size; None: measured by the worker from memory_fraction
     memory_fraction: float = 0.92  # of all device memory; of what is free after loading, where the host shares it
     num_blocks_override: int | None = None  # replaces both
+    dtype: str = "auto"  # of keys and values; "auto" is the model's
     conv_state_dtype: str = "float32"  # of recurrent layers: the last inputs of their convolutions,
     ssm_state_dtype: str = "float32"  # and what they sum over all tokens
     prompt_logprobs_bytes: int = 1 << 26  # of prompts in the cache, kept for those who ask for the same; 0: none

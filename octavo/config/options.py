@@ -158,6 +158,12 @@ class Options:
         None, "cache", "Keep and reuse what is computed of common prefixes. Unset: on."
     )
     prefix_caching_hash_algo: Literal["sha256"] = option("sha256", "cache", "Hash that names a block's tokens.")
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8_per_token_head"] = option(
+        "auto",
+        "cache",
+        "Type of cached keys and values. auto: the model's. int8_per_token_head: a byte each and a scale for each head "
+        "of a token, half of bfloat16's memory and what reading it takes.",
+    )
     mamba_cache_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "cache",

@@ -169,6 +169,7 @@ class _Choice:
             )
         conv_state_dtype, ssm_state_dtype = self._state_dtypes(dtype)
         return CacheConfig(
+            dtype=self._kv_cache_dtype(dtype),
             enable_prefix_caching=caching,
             hash_algo=options.prefix_caching_hash_algo,
             memory_bytes=options.kv_cache_memory_bytes,
@@ -380,6 +381,16 @@ class _Choice:
                 "hf_overrides can raise that, at the price of positions the model was not made for"
             )
         return asked, False
+
+    def _kv_cache_dtype(self, dtype: str) -> str:
+        asked, known = self.options.kv_cache_dtype, self.platform.cache_dtypes
+        if asked == "auto":
+            return dtype
+        if asked in known:
+            return asked
+        raise ConfigurationError(
+            f"kv_cache_dtype {asked} is not kept on {self.platform.name}: use one of {', '.join(('auto', *known))}"
+        )
 
     def _state_dtypes(self, dtype: str) -> tuple[str, str]:
         """Of the inputs of convolutions, and of the states proper."""

@@ -14,6 +14,7 @@ class PlatformFacts:
     name: str  # "cpu", "cuda"
     dtypes: tuple[str, ...]  # that compute here at all
     fast_dtypes: tuple[str, ...]  # that the hardware computes in, rather than emulates; the preferred first
+    cache_dtypes: tuple[str, ...]  # that keys and values can be kept in
     num_threads: int  # cores that this process may use for arithmetic
     is_asynchronous: bool  # the device works while the host plans
     shares_memory: bool  # the device's memory is the host's, which other programs use too

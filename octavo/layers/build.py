@@ -50,7 +50,7 @@ class BuildContext:
     max_model_len: int
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     block_size: int = 16
-    cache_dtype: str = "auto"  # "auto" is the model's dtype
+    cache_dtype: str = "auto"  # of keys and values; "auto" is the model's dtype
     conv_state_dtype: str = "auto"  # of recurrent layers' last inputs; "auto" is the model's dtype
     ssm_state_dtype: str = "float32"  # of what recurrent layers sum over all tokens
     linear_method: Callable[[str], LinearMethod] = lambda name: UnquantizedLinear()

@@ -37,7 +37,7 @@ def paged_attention(
     position p sees positions p - window + 1 .. p (0 .. p without a window). Scores are q . k * scale, then, with a soft
     cap c, c * tanh(score / c). Head n reads key/value head n // (N / K). Softmax in float32; sinks [N] are logits that
     take part in that of every query, without values.
-    cache [B, 2, block_size, K, H], strided by block; block_table [R, B] int32; query_start [R + 1] and seq_lens [R]
+    cache as in `write_kv`; block_table [R, B] int32; query_start [R + 1] and seq_lens [R]
     int32. Only slots that are seen are read. Returns a contiguous [T, N, H] of q's dtype.
     """
     return bound.paged_attention(q_TNH, cache, block_table_RB, query_start, seq_lens_R, scale, window, soft_cap, sinks)

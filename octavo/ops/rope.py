@@ -24,8 +24,7 @@ def rope_and_write(
 
     q, k, v: rows may be strided (they are usually views of one fused projection), heads are dense. positions [T] int64.
     cos_sin [P, D] float32: cosines of D/2 frequencies, then sines; the first D <= H values of a head are rotated.
-    cache [B, 2, block_size, K, H], strided by block, of any floating dtype; slots [T] int64 = block * block_size +
-    offset, or below 0 where nothing is to be written, as in `write_kv`.
+    cache and slots as in `write_kv`; k is rounded to its dtype before it is stored.
     Returns the rotated q, contiguous [T, N, H].
     """
     return bound.rope_and_write(

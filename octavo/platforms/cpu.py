@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from octavo.cache.spec import KV_DTYPES
 from octavo.config.env import thread_limit
 from octavo.platforms.platform import Kernels, Platform
 
@@ -71,6 +72,7 @@ def platform(root: Path = Path("/")) -> Platform:
         device="cpu",
         dtypes=("float32", "bfloat16", "float16"),
         fast_dtypes=tuple(fast),
+        cache_dtypes=KV_DTYPES,
         capability=None,
         instruction_sets=sets,
         attention_order=_attention_order,

@@ -37,6 +37,7 @@ def platform() -> Platform | None:
         device="cuda:0",
         dtypes=("bfloat16", "float16", "float32"),
         fast_dtypes=fast,
+        cache_dtypes=("bfloat16", "float16", "float32"),
         capability=device.capability,
         instruction_sets=(),
         attention_order=attention_order,

@@ -27,6 +27,7 @@ class Platform:
     device: str  # for torch.device
     dtypes: tuple[str, ...]  # that compute here at all
     fast_dtypes: tuple[str, ...]  # that the hardware computes in; the preferred first
+    cache_dtypes: tuple[str, ...]  # that keys and values can be kept in
     capability: tuple[int, int] | None  # compute capability, where the device has one
     instruction_sets: tuple[str, ...]  # that octavo's kernels can use; empty where the question makes no sense
     attention_order: Callable[[Any], tuple[str, ...]]  # AttentionQuery -> names of backends, best first
@@ -61,6 +62,7 @@ class Platform:
             name=self.name,
             dtypes=self.dtypes,
             fast_dtypes=self.fast_dtypes,
+            cache_dtypes=self.cache_dtypes,
             num_threads=self.num_threads,
             is_asynchronous=self.streams,
             shares_memory=self.shares_memory,

@@ -107,6 +107,7 @@ def _construct(config: EngineConfig, platform: Platform, device: torch.device) -
         max_model_len=model_config.max_model_len,
         device=device,
         block_size=config.cache.block_size,
+        cache_dtype=config.cache.dtype,
         conv_state_dtype=config.cache.conv_state_dtype,
         ssm_state_dtype=config.cache.ssm_state_dtype,
         attention=attention,

@@ -144,6 +144,18 @@ def test_preemption_changes_no_token(reference: Reference, caching: bool, depth:
     assert num_preempted > 0
 
 
+def test_with_int8_keys_and_values_tokens_are_the_same_however_they_are_got(reference: Reference) -> None:
+    """The same as each other, that is: next to those of transformers a prompt may go another way."""
+    options = {"kv_cache_dtype": "int8_per_token_head", "num_gpu_blocks_override": 600}
+    expected, _, _ = run(engine_for(reference, enable_prefix_caching=False, **options), reference.prompts, alone=True)
+    same = [found == wanted for found, wanted in zip(expected, reference.outputs, strict=True)]
+    assert sum(same) >= len(same) / 2
+    for budget in (7, 64):
+        engine = engine_for(reference, max_num_batched_tokens=budget, max_num_seqs=budget, **options)
+        outputs, _, num_cached = run(engine, reference.prompts * 3, alone=False)
+        assert outputs == expected * 3 and num_cached > 0
+
+
 class DeviceAttention:
     """Reads a step from its tensors alone, as a backend must whose steps are captured."""
 

@@ -97,6 +97,9 @@ def test_windows_and_caps(
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype"),
     [
+        (torch.float32, torch.int8),
+        (torch.bfloat16, torch.int8),
+        (torch.float16, torch.int8),
         (torch.float16, torch.float16),
         (torch.float32, torch.bfloat16),
         (torch.float32, torch.float16),
@@ -107,7 +110,15 @@ def test_windows_and_caps(
 )
 @pytest.mark.parametrize("heads", [(3, 1, 64), (2, 1, 20)], ids=str)
 def test_types(heads: tuple[int, int, int], dtype: torch.dtype, cache_dtype: torch.dtype, isa: str) -> None:
-    layout = layout_of(heads, None, dtype, cache_dtype)
+    for window, soft_cap in ((None, None), (21, 2.0)):
+        layout = layout_of(heads, window, dtype, cache_dtype)
+        close(run(layout, window, soft_cap), expected_of(layout, window, soft_cap))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_heads_of_int8(heads: tuple[int, int, int], dtype: torch.dtype, isa: str) -> None:
+    layout = layout_of(heads, None, dtype, torch.int8)
     close(run(layout), expected_of(layout))
 
 
@@ -118,17 +129,26 @@ def test_block_sizes(dtype: torch.dtype, block_size: int, isa: str) -> None:
     close(run(layout, 50), expected_of(layout, 50))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.int8)],
+    ids=str,
+)
 @pytest.mark.parametrize("rows", [((1, 3000), (1, 7)), ((3, 4000), (1, 9)), ((40, 1500), (1, 1400))], ids=str)
 @pytest.mark.parametrize("window", [None, 1100])
 def test_keys_are_divided_between_threads(
-    rows: tuple[tuple[int, int], ...], window: int | None, dtype: torch.dtype, isa: str, threads: None
+    rows: tuple[tuple[int, int], ...],
+    window: int | None,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    isa: str,
+    threads: None,
 ) -> None:
-    layout = layout_of((6, 2, 64), window, dtype, rows=rows)
+    layout = layout_of((6, 2, 64), window, dtype, cache_dtype, rows=rows)
     sinks = torch.tensor([0.5, -1.0, 30.0, 0.0, 2.0, -40.0])
     found = run(layout, window, sinks=sinks)
     arguments = (layout.block_table, layout.query_start, layout.seq_lens, SCALE, window, None, sinks)
-    close(found, specification(layout.q.float(), layout.cache.float(), *arguments), max(TOLERANCE[dtype], 1e-5))
+    close(found, specification(layout.q.float(), layout.cache, *arguments), max(TOLERANCE[dtype], 1e-5))
     close(run(layout, window), expected_of(layout, window), max(TOLERANCE[dtype], 1e-5))
 
 
@@ -143,25 +163,33 @@ def share(layout: Layout, rows: list[int], length: int) -> None:
 
 
 @cache
-def sharing(heads: tuple[int, int, int], dtype: torch.dtype) -> tuple[Layout, list[torch.Tensor]]:
+def sharing(
+    heads: tuple[int, int, int], dtype: torch.dtype, cache_dtype: torch.dtype
+) -> tuple[Layout, list[torch.Tensor]]:
     """Two prefixes, whose rows lie among others and have little and much of their own, and one row with half of a
     prefix only; and what must come out without a cap, with one, and with sinks."""
     decoding = [(1, 401 + 3 * i) for i in range(60)]
     rows = [(1, 300), *decoding[:30], (9, 420), *decoding[30:], (1, 1400), (1, 385), (0, 400)]
-    layout = random_layout(rows, *heads, dtype=dtype)
+    layout = random_layout(rows, *heads, dtype=dtype, cache_dtype=cache_dtype)
     share(layout, [*range(1, 25), 31, 62, 63], 384)
     share(layout, [*range(25, 31), *range(32, 62)], 300)
     share(layout, [1, 64], 192)
     arguments = (layout.block_table, layout.query_start, layout.seq_lens, SCALE, None)
-    wide = layout.q.float(), layout.cache.float()
+    wide = layout.q.float(), layout.cache
     more = ((None, None), (2.0, None), (None, torch.linspace(-4, 4, heads[0])))
     return layout, [specification(*wide, *arguments, *one) for one in more]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.int8)],
+    ids=str,
+)
 @pytest.mark.parametrize("heads", [(6, 2, 64), (5, 1, 32), (2, 2, 96)], ids=str)
-def test_rows_that_share_a_prefix(heads: tuple[int, int, int], dtype: torch.dtype, isa: str, threads: None) -> None:
-    layout, (plain, capped, with_sinks) = sharing(heads, dtype)
+def test_rows_that_share_a_prefix(
+    heads: tuple[int, int, int], dtype: torch.dtype, cache_dtype: torch.dtype, isa: str, threads: None
+) -> None:
+    layout, (plain, capped, with_sinks) = sharing(heads, dtype, cache_dtype)
     tolerance = max(TOLERANCE[dtype], 1e-5)
     close(run(layout), plain, tolerance)
     close(run(layout, soft_cap=2.0), capped, tolerance)

@@ -14,6 +14,7 @@ import torch
 
 from octavo.ops import dispatch
 from octavo.ops import sampling as bound
+from octavo.ops.torch.cache import from_cache
 from tests.ops import test_ops, test_sampling
 
 if not dispatch.load("cpu"):
@@ -110,6 +111,34 @@ def test_rotation_and_cache_writes_by_their_formulas(isa: str, dtype: torch.dtyp
     test_ops.test_write_kv("cpu", dtype)
     for op in ("write_kv", "rope_and_write"):
         test_ops.test_padding_writes_nothing(op, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_int8_cache(isa: str, dtype: torch.dtype) -> None:
+    """Values come out bit by bit as they are specified; keys, whose rotation rounds otherwise, within one step."""
+    tokens, heads, size = 300, 2, 24
+    q, k, v = test_ops.random(tokens, 3 * heads, size, dtype=dtype).split(heads, 1)
+    for token, value in enumerate((0.0, 1e-35, torch.inf, -torch.inf, torch.nan)):
+        v[token, 0, 5:] = value
+        v[token, 1] = value
+    cos_sin, weight = torch.rand(tokens, size), test_ops.random(size, dtype=dtype, seed=2)
+    positions, slots = torch.randperm(tokens), torch.randperm(tokens)
+    caches = [torch.zeros(20, 2, 16, heads, size + 4, dtype=torch.int8) for _ in range(2)]
+    for implementation, cache in zip((OPS, SPECIFICATION), caches, strict=True):
+        implementation["rope_and_write"](q, k, v, positions, cos_sin, cache, slots, weight, weight, 1e-5)
+    values = [cache[:, 1].flatten(0, 1)[slots] for cache in caches]
+    finite, broken = ([value[part] for value in values] for part in (slice(5, None), slice(2, 5)))
+    assert torch.equal(values[0][..., :size], values[1][..., :size])
+    assert torch.equal(*finite)
+    assert from_cache(broken[0], torch.float32)[:, 1].isfinite().logical_not().all()
+    assert not from_cache(values[0][:2], torch.float32)[:, 1].any()
+    keys = [cache[:, 0].flatten(0, 1)[slots] for cache in caches]
+    steps = keys[1][..., -4:].contiguous().view(torch.float32)
+    apart = (from_cache(keys[0], torch.float32) - from_cache(keys[1], torch.float32)).abs()
+    assert (apart <= steps * 1.01 + {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]).all()
+    alone = torch.zeros_like(caches[0])
+    OPS["write_kv"](v, v, alone, slots)
+    assert torch.equal(alone[:, 1], caches[0][:, 1]) and torch.equal(alone[:, 0], alone[:, 1])
 
 
 @pytest.mark.parametrize("cache_dtype", DTYPES)

@@ -254,6 +254,14 @@ def test_attention_equals_the_dense_definition(backend: Any, case: tuple[Any, ..
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_over_int8(dtype: torch.dtype) -> None:
+    layout = random_layout(ROWS, 4, 2, 24, window=21, dtype=dtype, cache_dtype=torch.int8)
+    out = attend(FixedSplit(), layout, AttentionCall(0.3, 4, 2, 24, 21))
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(out.double(), dense_attention(layout, 0.3, 21, None), atol=tolerance, rtol=tolerance)
+
+
 @backends
 def test_sinks_take_part_without_values(backend: Any) -> None:
     layout = random_layout(ROWS, 2, 1, 16)

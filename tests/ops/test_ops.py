@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from octavo.ops import dispatch
-from tests.dense_attention import dense_attention, random_layout
+from octavo.ops.torch.cache import from_cache, to_cache
+from tests.dense_attention import as_int8, dense_attention, random_layout
 from tests.ops import test_sampling, test_ssm
 from tests.ops.on_device import IS_INTERPRETED, implementation_of, on_gpu
 
@@ -187,6 +188,24 @@ def test_write_kv(implementation: str, cache_dtype: torch.dtype) -> None:
         for offset in range(4):
             if (block, offset) not in written:
                 assert not cache[block, :, offset].any()
+
+
+def test_int8_keeps_a_head_to_half_a_step() -> None:
+    heads = random(50, 3, 40, dtype=torch.float32) * torch.logspace(-6, 6, 50)[:, None, None]
+    stored = to_cache(heads, torch.int8)
+    assert stored.shape == (50, 3, 44) and stored.dtype == torch.int8
+    bytes, values = as_int8(heads)
+    torch.testing.assert_close(from_cache(stored, torch.float32), values, rtol=1e-6, atol=0)
+    assert (stored[..., :40] == bytes[..., :40]).float().mean() > 0.999  # but where a value lies half between two
+    step = heads.abs().amax(-1, keepdim=True) / 127
+    assert ((from_cache(stored, torch.float32) - heads).abs() <= step * 0.5001).all()
+    assert from_cache(stored, torch.bfloat16).dtype == torch.bfloat16
+    assert not from_cache(to_cache(torch.full((2, 8), 1e-31), torch.int8), torch.float32).any()
+    for value in (torch.inf, torch.nan):
+        broken = torch.zeros(2, 8)
+        broken[0, 3] = value
+        found = from_cache(to_cache(broken, torch.int8), torch.float32)
+        assert not found[0].isfinite().any() and not found[1].any()
 
 
 @pytest.mark.parametrize("with_norm", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from octavo import _cpu
-from octavo.ops.cpu.linear import NUMBER
+from octavo.ops.cpu.linear import CACHE_NUMBER, NUMBER
 from octavo.ops.cpu.memory import empty
 from octavo.ops.torch import attention as specification
 
@@ -33,7 +33,7 @@ def paged_attention(
     _cpu.attention(
         (q_TNH.data_ptr(), NUMBER[q_TNH.dtype]),
         (num_tokens, num_heads, head_dim, q_token, q_head),
-        (cache.data_ptr(), NUMBER[cache.dtype]),
+        (cache.data_ptr(), CACHE_NUMBER[cache.dtype]),
         (*cache.shape[2:4], *cache.stride()[:4]),
         block_table_RB.data_ptr(),
         (*block_table_RB.shape, block_table_RB.stride(0)),
@@ -60,7 +60,7 @@ def _takes(
     int32 = torch.int32
     return (
         q_TNH.dtype in NUMBER
-        and cache.dtype in NUMBER
+        and cache.dtype in CACHE_NUMBER
         and q_TNH.stride(2) == 1
         and cache.stride(4) == 1
         and block_table_RB.dtype == query_start.dtype == seq_lens_R.dtype == int32

@@ -10,6 +10,7 @@ from octavo.ops.cpu.memory import empty
 from octavo.ops.packed import FORMATS, PackedWeight
 
 NUMBER = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+CACHE_NUMBER = {**NUMBER, torch.int8: 3}
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from octavo import _cpu
-from octavo.ops.cpu.linear import NUMBER
+from octavo.ops.cpu.linear import CACHE_NUMBER, NUMBER
 from octavo.ops.cpu.memory import empty
 from octavo.ops.torch import cache as cache_specification
 from octavo.ops.torch import rope as rope_specification
@@ -52,7 +52,7 @@ def rope_and_write(
         and (q_norm is None or (q_norm.dtype == dtype and q_norm.is_contiguous()))
         and (k_norm is None or (k_norm.dtype == dtype and k_norm.is_contiguous()))
     ):
-        pages = cache.new_empty(len(slots_T), 2, 1, *k_TKH.shape[1:])  # a token each
+        pages = k_TKH.new_empty(len(slots_T), 2, 1, *k_TKH.shape[1:])  # a token each
         places = torch.arange(len(slots_T))
         out = rope_specification.rope_and_write(
             q_TNH, k_TKH, v_TKH, positions_T, cos_sin, pages, places, q_norm, k_norm, eps, weight_offset
@@ -92,7 +92,7 @@ def _is_known(k_TKH: torch.Tensor, v_TKH: torch.Tensor, cache: torch.Tensor, slo
     return (
         k_TKH.dtype in NUMBER
         and v_TKH.dtype == k_TKH.dtype
-        and cache.dtype in NUMBER
+        and cache.dtype in CACHE_NUMBER
         and k_TKH.stride(2) == 1
         and v_TKH.stride(2) == 1
         and cache.stride(4) == 1
@@ -112,4 +112,4 @@ def _heads(x_TNH: torch.Tensor) -> tuple[int, int, int]:
 
 def _pages(cache: torch.Tensor) -> tuple[int, int, int, int, int, int, int, int]:
     blocks, part, token, head = cache.stride()[:4]
-    return cache.data_ptr(), NUMBER[cache.dtype], cache.shape[0], cache.shape[2], blocks, part, token, head
+    return cache.data_ptr(), CACHE_NUMBER[cache.dtype], cache.shape[0], cache.shape[2], blocks, part, token, head

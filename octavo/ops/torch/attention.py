@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from octavo.ops.torch.cache import from_cache
+
 
 def paged_attention(
     q_TNH: torch.Tensor,
@@ -28,8 +30,8 @@ def paged_attention(
         low = 0 if window is None else max(0, first - window + 1)
         at = torch.arange(low, length, device=q_TNH.device)
         blocks, offsets = block_table_RB[row].long()[at // block_size], at % block_size
-        k_LNH = cache[:, 0][blocks, offsets].float().repeat_interleave(group_size, 1)
-        v_LNH = cache[:, 1][blocks, offsets].float().repeat_interleave(group_size, 1)
+        k_LNH = from_cache(cache[:, 0][blocks, offsets], torch.float32).repeat_interleave(group_size, 1)
+        v_LNH = from_cache(cache[:, 1][blocks, offsets], torch.float32).repeat_interleave(group_size, 1)
         scores = torch.einsum("tnh,lnh->ntl", q_TNH[begin:end].float(), k_LNH) * scale
         if soft_cap is not None:
             scores = soft_cap * torch.tanh(scores / soft_cap)

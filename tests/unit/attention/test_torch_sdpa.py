@@ -95,8 +95,9 @@ def test_narrow_types(dtype: torch.dtype, soft_cap: float | None) -> None:
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=2e-2)
 
 
-def test_a_cache_of_another_type_than_the_queries() -> None:
-    layout = random_layout(MIXED, 4, 2, 16, cache_dtype=torch.bfloat16)
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8])
+def test_a_cache_of_another_type_than_the_queries(cache_dtype: torch.dtype) -> None:
+    layout = random_layout(MIXED, 4, 2, 16, cache_dtype=cache_dtype)
     torch.testing.assert_close(attend(layout).double(), dense_attention(layout, 0.3, None, None), atol=2e-6, rtol=0)
 
 

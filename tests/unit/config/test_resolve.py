@@ -18,6 +18,7 @@ CPU = PlatformFacts(
     name="cpu",
     dtypes=("float32", "bfloat16", "float16"),
     fast_dtypes=("bfloat16", "float32"),
+    cache_dtypes=("float32", "bfloat16", "float16", "int8_per_token_head"),
     num_threads=6,
     is_asynchronous=False,
     shares_memory=True,
@@ -28,6 +29,7 @@ GPU = PlatformFacts(
     name="cuda",
     dtypes=("bfloat16", "float16", "float32"),
     fast_dtypes=("bfloat16", "float16", "float32"),
+    cache_dtypes=("bfloat16", "float16", "float32"),
     num_threads=1,
     is_asynchronous=True,
     shares_memory=False,
@@ -267,6 +269,13 @@ def test_prefix_caching() -> None:
     assert run().config.cache.enable_prefix_caching
     assert not run(enable_prefix_caching=False).config.cache.enable_prefix_caching
     assert run().config.cache.block_size == 16
+
+
+def test_dtype_of_the_cache() -> None:
+    assert run().config.cache.dtype == "bfloat16"
+    assert run(kv_cache_dtype="int8_per_token_head").config.cache.dtype == "int8_per_token_head"
+    with pytest.raises(ConfigurationError, match=r"kv_cache_dtype int8_per_token_head .* cuda: use one of auto, bfl"):
+        run(platform=GPU, kv_cache_dtype="int8_per_token_head")
 
 
 @pytest.mark.parametrize(

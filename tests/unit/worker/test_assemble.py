@@ -29,20 +29,22 @@ BAMBA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("options", "conv", "ssm"),
+    ("options", "conv", "ssm", "kv"),
     [
-        ({}, "bfloat16", "float32"),
-        ({"mamba_ssm_cache_dtype": "bfloat16"}, "bfloat16", "bfloat16"),
-        ({"mamba_cache_dtype": "float32"}, "float32", "float32"),
+        ({}, "bfloat16", "float32", "bfloat16"),
+        ({"mamba_ssm_cache_dtype": "bfloat16"}, "bfloat16", "bfloat16", "bfloat16"),
+        ({"mamba_cache_dtype": "float32"}, "float32", "float32", "bfloat16"),
+        ({"kv_cache_dtype": "float32"}, "bfloat16", "float32", "float32"),
+        ({"kv_cache_dtype": "int8_per_token_head"}, "bfloat16", "float32", "int8"),
     ],
 )
-def test_the_types_of_states_reach_the_layers(options: dict[str, str], conv: str, ssm: str) -> None:
+def test_the_types_of_what_is_kept_reach_the_layers(options: dict[str, str], conv: str, ssm: str, kv: str) -> None:
     configured = configure(make_options(model=BAMBA, load_format="dummy", dtype="bfloat16", **options))
     model = build_model(configured.config, configured.platform, torch.device("cpu"))
     specs = model.cache_specs()
     assert list(specs) == ["model.layers.0.mixer", "model.layers.1.attn"]
     assert [part.dtype for part in specs["model.layers.0.mixer"].layout.parts] == [conv, ssm]
-    assert [part.dtype for part in specs["model.layers.1.attn"].layout.parts] == ["bfloat16"]
+    assert [part.dtype for part in specs["model.layers.1.attn"].layout.parts] == [kv]
 
 
 @pytest.mark.parametrize("is_capturable", [True, False])
