@@ -2,11 +2,12 @@
 """Two builds of octavo's compiled kernels in turn, call by call, on a machine that others use as well.
 
     benchmarks/cpu_versions.py OLD/_cpu.so NEW/_cpu.so [--model smollm2|qwen3] [--rows 64,1024] [--seconds 2]
+                                                                   [--format BF16|Q4_1|...] [--isa amx|avx512|avx2]
 
 Where neighbours halve the speed of a core for minutes, two runs one after the other say nothing about a few per cent.
 So each core has two processes, one for each build, of which one at a time makes one call, with one thread: the median
 of the quotients of neighbouring calls is steady to a hundredth (give a build twice to see). Products of a layer, over
-all layers' weights, and attention over prompts and over decoding rows, all bf16.
+all layers' weights, and attention over prompts and over decoding rows in bf16.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ LAYERS = 4  # of attention
 Case = tuple[str, list[Callable[[], object]]]
 
 
-def cases(model: str, rows: list[int]) -> Iterator[Case]:
+def cases(model: str, format: str, rows: list[int]) -> Iterator[Case]:
     """What each is called, and a call for each layer."""
     import torch
     from cpu_linear import SHAPES, random_weight
@@ -48,7 +49,7 @@ def cases(model: str, rows: list[int]) -> Iterator[Case]:
     for name, ((outputs, inputs), layers) in SHAPES[model].items():
         if name in ("gate_up", "head"):
             continue
-        weights = [random_weight("BF16", outputs, inputs, 1 + (name == "gated")) for _ in range(layers)]
+        weights = [random_weight(format, outputs, inputs, 1 + (name == "gated")) for _ in range(layers)]
         for number in rows:
             x = torch.randn(number, inputs).bfloat16()
             yield f"{name}, {number} rows", [product(x, weight, name == "gated") for weight in weights]
@@ -70,7 +71,7 @@ def cases(model: str, rows: list[int]) -> Iterator[Case]:
         yield f"attention, {number} x {tokens} at {length}", calls
 
 
-def work(pipe: Connection, cpu: int, build: str, model: str, rows: list[int]) -> None:
+def work(pipe: Connection, cpu: int, build: str, isa: str, model: str, format: str, rows: list[int]) -> None:
     """Makes one call for each message until it is None, then goes on to the next case."""
     os.sched_setaffinity(0, {cpu})
     import octavo
@@ -79,7 +80,8 @@ def work(pipe: Connection, cpu: int, build: str, model: str, rows: list[int]) ->
     assert spec is not None and spec.loader is not None
     sys.modules["octavo._cpu"] = octavo._cpu = importlib.util.module_from_spec(spec)  # type: ignore[attr-defined]
     spec.loader.exec_module(octavo._cpu)  # type: ignore[attr-defined]
-    for name, calls in cases(model, rows):
+    octavo._cpu.set_isa(isa)  # type: ignore[attr-defined]
+    for name, calls in cases(model, format, rows):
         pipe.send(name)
         number = 0
         while pipe.recv() is not None:
@@ -95,7 +97,9 @@ def measure(cpu: int, args: argparse.Namespace) -> str:
     pipes: list[Connection] = []
     for build in (args.old, args.new):
         mine, its = context.Pipe()
-        context.Process(target=work, args=(its, cpu, build, args.model, args.rows), daemon=True).start()
+        context.Process(
+            target=work, args=(its, cpu, build, args.isa, args.model, args.format, args.rows), daemon=True
+        ).start()
         its.close()
         pipes.append(mine)
     lines = [f"CPU {cpu}: us, best (5%) and median, old and new; median of new / old"]
@@ -119,6 +123,8 @@ def main() -> None:
     parser.add_argument("old")
     parser.add_argument("new")
     parser.add_argument("--model", choices=MODELS, default="smollm2")
+    parser.add_argument("--format", default="BF16", help="Of the weights.")
+    parser.add_argument("--isa", default="", help="Else the best that there is.")
     parser.add_argument("--rows", type=lambda text: [int(part) for part in text.split(",")], default=[64, 1024])
     parser.add_argument("--seconds", type=float, default=2.0, help="For each line.")
     args = parser.parse_args()

@@ -252,7 +252,7 @@ void tiles_of_bf16(const Attention& a, const Piece& piece) {
 // Products of 16 M keys, whose rows are `stride` bytes apart from each of `rows` on.
 template <int M>
 inline void multiply_rows_of_keys(const char* const* rows, int64_t stride, const uint16_t* q, int64_t steps,
-                                  float* out) {
+                                  NextKeys& ahead, float* out) {
     _tile_zero(0);
     if (M > 1) _tile_zero(1);
     if (M > 2) _tile_zero(2);
@@ -261,17 +261,21 @@ inline void multiply_rows_of_keys(const char* const* rows, int64_t stride, const
         _tile_loadd(6, q + s * tile_numbers, 64);
         _tile_loadd(4, rows[0] + 64 * s, stride);
         _tile_dpbf16ps(0, 4, 6);
+        ahead.step();
         if (M > 1) {
             _tile_loadd(5, rows[1] + 64 * s, stride);
             _tile_dpbf16ps(1, 5, 6);
+            ahead.step();
         }
         if (M > 2) {
             _tile_loadd(4, rows[2] + 64 * s, stride);
             _tile_dpbf16ps(2, 4, 6);
+            ahead.step();
         }
         if (M > 3) {
             _tile_loadd(5, rows[3] + 64 * s, stride);
             _tile_dpbf16ps(3, 5, 6);
+            ahead.step();
         }
     }
     _tile_stored(0, out, 64);
@@ -343,8 +347,7 @@ inline void add_pairs(const Keys& keys, int64_t first, const uint32_t (*weights)
         ++k;
     }
     for (; k + 2 <= keys.count; k += 2) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 2 * W; ++i) prefetch(keys.next_v + keys.next[k + i % 2] + 2 * d + i / 2 * 64);
+        keys.next->step();
         row(k, low), row(k + 1, high), add(k / 2, low, high);
     }
     if (k < keys.count) row(k, low), clear(high), add(k / 2, low, high);
@@ -395,30 +398,26 @@ void stream_bf16(const Attention& a, const Piece& piece, const Piece* upcoming) 
     find_streamed(a, piece, begin_of(piece), at);
     for (int64_t key = begin_of(piece); key < piece.key_end; key += stream_keys) {
         const bool is_last = key + stream_keys >= piece.key_end;
-        if (!is_last) find_streamed(a, piece, key + stream_keys, next);
-        else if (upcoming != nullptr) find_streamed(a, *upcoming, begin_of(*upcoming), next);
+        const Piece* later = is_last ? upcoming : &piece;
+        const int64_t next_key = !is_last ? key + stream_keys : upcoming != nullptr ? begin_of(*upcoming) : 0;
+        if (later != nullptr) find_streamed(a, *later, next_key, next);
+        NextKeys ahead = next_keys(a, later, next_key, next);
         const int64_t first = most(piece.key - key, 0), count = least(stream_keys, piece.key_end - key);
         for (int64_t h = 0; h < piece.heads; ++h) {
-            const Keys keys = streamed(a, piece, upcoming, h, is_last, at, next, count);
+            ahead.reach(h, piece.heads);
+            const char* k = keys_of(a, piece.head + h);
+            const Keys keys{k, k + 2 * a.kv, at, count, &ahead};
             const char* rows[4];
-            for (int i = 0; i < 4; ++i) rows[i] = keys.k + at[16 * i];
+            for (int i = 0; i < 4; ++i) rows[i] = k + at[16 * i];
             const uint16_t* here = q + h * steps * tile_numbers;
             finish_stores();
-            const auto ask = [&](int64_t from, int64_t to) {
-                for (int64_t i = from; i < to; ++i)
-                    for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.next_k + keys.next[i] + b);
-            };
-            ask(0, 32);
             switch ((count + 15) / 16) {
-            case 1: multiply_rows_of_keys<1>(rows, stride, here, steps, products); break;
-            case 2: multiply_rows_of_keys<2>(rows, stride, here, steps, products); break;
-            case 3: multiply_rows_of_keys<3>(rows, stride, here, steps, products); break;
-            default: multiply_rows_of_keys<4>(rows, stride, here, steps, products);
+            case 1: multiply_rows_of_keys<1>(rows, stride, here, steps, ahead, products); break;
+            case 2: multiply_rows_of_keys<2>(rows, stride, here, steps, ahead, products); break;
+            case 3: multiply_rows_of_keys<3>(rows, stride, here, steps, ahead, products); break;
+            default: multiply_rows_of_keys<4>(rows, stride, here, steps, ahead, products);
             }
             finish_stores();
-            ask(32, 64);
-            for (int64_t i = count / 2 * 2; i < stream_keys; ++i)
-                for (int64_t b = 0; b < 2 * head_dim; b += 64) prefetch(keys.next_v + keys.next[i] + b);
             int64_t g = 0;
             const auto pass = [&](auto function, int number) {
                 const int64_t i = h * group + g;
@@ -429,6 +428,7 @@ void stream_bf16(const Attention& a, const Piece& piece, const Piece* upcoming) 
             if (group - g == 3) pass(stream_bf16_keys<3>, 3);
             if (group - g == 2) pass(stream_bf16_keys<2>, 2);
             if (group - g == 1) pass(stream_bf16_keys<1>, 1);
+            ahead.finish();
         }
         int64_t* kept = at;
         at = next, next = kept;

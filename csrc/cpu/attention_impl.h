@@ -1,6 +1,7 @@
 // The kernels of attention, written once over the 16 lanes of vec_*.h and lanes_*.h, which come before this.
 #pragma once
 
+#include "ahead.h"
 #include "attention.h"
 #include "linear.h" // scratch
 
@@ -152,14 +153,20 @@ inline float exponent_scale(const Attention& a) { return a.soft_cap > 0 ? log2_e
 
 // ---- one token -------------------------------------------------------------------------------------------------------
 
-// Some keys of one head that pass together, and those after them, which are asked for meanwhile. Both lists of places
-// repeat their last one up to stream_keys.
+// The keys that pass next and their values, of all heads: 16 keys from each of four places on.
+struct NextKeys : Ahead {
+    int64_t size = 0; // of a stream
+
+    // From here on as much as head h, of so many, leaves behind it.
+    void reach(int64_t h, int64_t heads) { end = size * (h + 1) / heads; }
+};
+
+// Some keys of one head that pass together. The places repeat the last one up to stream_keys.
 struct Keys {
     const char *k, *v;
     const int64_t* at;
     int64_t count;
-    const char *next_k, *next_v; // of the next head at the same places, or of the first one at the next places
-    const int64_t* next;
+    NextKeys* next;
 };
 
 // 32 numbers of a row in the order that costs least: those of bf16 come as the even and the odd ones.
@@ -211,6 +218,7 @@ inline void stream_values(const Keys& keys, const float (*weights)[stream_keys],
 #pragma GCC unroll 4
         for (int i = 0; i < 2 * W; ++i) sums[g][i] = mul(load(values + g * head_dim + d + 16 * i), set(factors[g]));
     for (int64_t k = 0; k < keys.count; ++k) {
+        if (k % 2 == 0) keys.next->step();
         Vec v[2 * W];
 #pragma GCC unroll 2
         for (int i = 0; i < W; ++i) load_pair<T>(keys.v + keys.at[k], d + 32 * i, v + 2 * i);
@@ -260,7 +268,6 @@ inline void weigh_streamed(const Attention& a, int64_t first, int64_t count, flo
 template <Number T, int G, bool Short>
 void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* values, float* maxima, float* sums) {
     alignas(64) float weights[G][stream_keys];
-    const int64_t row_bytes = a.head_dim * size_of(T) + (T == Number::i8 ? head_scale_bytes : 0);
     const int64_t padded = round_up(keys.count, 16);
     const auto scales = [&](const char* rows, int64_t i) { // of 16 of them
         float all[16];
@@ -272,12 +279,8 @@ void stream_keys_of(const Attention& a, const Keys& keys, const void* q, float* 
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             const char* rows[4];
-            for (int n = 0; n < 4; ++n) {
-                rows[n] = keys.k + keys.at[i + 4 * j + n];
-                const int64_t next = keys.next[i + 4 * j + n];
-                for (int64_t b = 0; b < row_bytes; b += 64)
-                    prefetch(keys.next_k + next + b), prefetch(keys.next_v + next + b);
-            }
+            for (int n = 0; n < 4; ++n) rows[n] = keys.k + keys.at[i + 4 * j + n];
+            keys.next->step();
             Vec products[G][4];
             multiply_four<T, G, Short>(rows, q, a.head_dim, products);
 #pragma GCC unroll 4
@@ -355,15 +358,17 @@ inline void find_streamed(const Attention& a, const Piece& piece, int64_t key, i
     for (int64_t i = count; i < stream_keys; ++i) places[i] = places[count - 1];
 }
 
-// `count` keys of head h of a piece, at the places `at`, the piece's last ones or not; those at `next` follow. What is
-// asked for ahead is the next head's, so that it is still in the nearest cache when it is needed.
-inline Keys streamed(const Attention& a, const Piece& piece, const Piece* upcoming, int64_t h, bool is_last,
-                     const int64_t* at, const int64_t* next, int64_t count) {
-    const bool same_places = h + 1 < piece.heads, is_over = is_last && upcoming == nullptr;
-    const int64_t values = a.kv * size_of(a.cache_type);
-    const int64_t head = same_places ? piece.head + h + 1 : is_last && !is_over ? upcoming->head : piece.head;
-    const char *k = keys_of(a, piece.head + h), *next_k = keys_of(a, head);
-    return {k, k + values, at, count, next_k, next_k + values, same_places || is_over ? at : next};
+// Those of a piece from `key` on, whose places are `places`; none without a piece.
+inline NextKeys next_keys(const Attention& a, const Piece* piece, int64_t key, const int64_t* places) {
+    NextKeys next{};
+    const int64_t keys = piece == nullptr ? 0 : least(stream_keys, piece->key_end - key);
+    if (keys <= 0) return next;
+    next.size = 16 * a.slot * size_of(a.cache_type);
+    for (int64_t i = 0; i < 4; ++i) { // where there are fewer keys, some streams twice
+        const char* k = static_cast<const char*>(a.cache) + places[16 * least(i, (keys - 1) / 16)];
+        next.streams[2 * i] = k, next.streams[2 * i + 1] = k + a.kv * size_of(a.cache_type);
+    }
+    return next;
 }
 
 constexpr int streamed_together = most_rows >= 8 ? 4 : most_rows >= 4 ? 2 : 1; // queries
@@ -393,11 +398,14 @@ void stream_of(const Attention& a, const Piece& piece, const Piece* upcoming) {
     find_streamed(a, piece, piece.key, at);
     for (int64_t key = piece.key; key < piece.key_end; key += stream_keys) {
         const bool is_last = key + stream_keys >= piece.key_end;
-        if (!is_last) find_streamed(a, piece, key + stream_keys, next);
-        else if (upcoming != nullptr) find_streamed(a, *upcoming, upcoming->key, next);
-        const int64_t count = least(stream_keys, piece.key_end - key);
+        const Piece* later = is_last ? upcoming : &piece;
+        const int64_t next_key = !is_last ? key + stream_keys : upcoming != nullptr ? upcoming->key : 0;
+        if (later != nullptr) find_streamed(a, *later, next_key, next);
+        NextKeys ahead = next_keys(a, later, next_key, next);
         for (int64_t h = 0; h < piece.heads; ++h) {
-            const Keys keys = streamed(a, piece, upcoming, h, is_last, at, next, count);
+            ahead.reach(h, piece.heads);
+            const char* k = keys_of(a, piece.head + h);
+            const Keys keys{k, k + a.kv * size_of(T), at, least(stream_keys, piece.key_end - key), &ahead};
             int64_t g = h * group;
             const auto pass = [&](auto function, int number) {
                 function(a, keys, q + g * q_bytes, values + g * head_dim, maxima + g, sums + g);
@@ -410,6 +418,7 @@ void stream_of(const Attention& a, const Piece& piece, const Piece* upcoming) {
             if constexpr (streamed_together >= 2)
                 while ((h + 1) * group - g >= 2) pass(stream_keys_of<T, 2, Short>, 2);
             while (g < (h + 1) * group) pass(stream_keys_of<T, 1, Short>, 1);
+            ahead.finish();
         }
         int64_t* kept = at;
         at = next, next = kept;

@@ -95,7 +95,6 @@ inline void interleave(Vec& a, Vec& b) {
     a = first, b = second;
 }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 inline void prefetch_written(const void* p) { __builtin_prefetch(p, 1); } // what will be written
 inline Vec dot_bf16(Vec acc, const void*, const void*) { return acc; }
 

@@ -67,7 +67,6 @@ inline void interleave(Vec& a, Vec& b) {
     a = load(both), b = load(both + 16);
 }
 
-inline void prefetch(const void*) {}
 inline void prefetch_written(const void*) {}
 inline Vec dot_bf16(Vec acc, const void*, const void*) { return acc; }
 

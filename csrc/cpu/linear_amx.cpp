@@ -2,6 +2,7 @@
 // time, so that what is expanded stays in the second-level cache while the rows pass.
 #include "lanes_avx512.h"
 
+#include "ahead.h"
 #include "linear_impl.h"
 #include "tiles_amx.h"
 
@@ -159,17 +160,12 @@ inline int64_t start_of(const Activations& x, int64_t row) {
     return x.tiles != nullptr || x.rows < 16 || row + 16 <= x.rows ? row : x.rows - 16;
 }
 
-// What is needed next, brought to a near cache a few lines at a step.
-struct Ahead {
-    const uint8_t *next, *end;
-    int64_t bytes; // a step
-    int64_t other; // as much that lies this far behind it; or 0
-};
-
 // sums [4][16][16] = 16 M rows times N panels. A tile of the next step is asked for as soon as the last product that
-// reads the register has been issued. Tiles of weights leave the nearest cache to x, which the next panels meet again.
+// reads the register has been issued; of what comes later, `bytes` of each stream a step. Tiles of weights leave the
+// nearest cache to x, which the next panels meet again.
 template <int M, int N>
-inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64_t steps, Ahead& ahead, float* sums) {
+inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64_t steps, Ahead& ahead, int64_t bytes,
+                    float* sums) {
     _tile_zero(0);
     if (N > 1) _tile_zero(1);
     if (M > 1) _tile_zero(2);
@@ -181,15 +177,7 @@ inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64
     if (N > 1) _tile_stream_loadd(7, w1, 64);
     if (M > 1) _tile_loadd(5, x1, stride1);
     for (int64_t s = 1; s < steps; ++s) {
-        if (ahead.next < ahead.end) {
-            for (int64_t i = 0; i < ahead.bytes; i += 64) {
-                const char* line = reinterpret_cast<const char*>(ahead.next + i);
-                constexpr auto level = M == 1 ? _MM_HINT_T0 : _MM_HINT_T1; // few rows will be there soon
-                _mm_prefetch(line, level);
-                if (ahead.other != 0) _mm_prefetch(line + ahead.other, level);
-            }
-            ahead.next += ahead.bytes;
-        }
+        ahead.step(bytes);
         x0 += step0, x1 += step1, w0 += tile_numbers, w1 += tile_numbers;
         _tile_dpbf16ps(0, 4, 6);
         if (N > 1) _tile_dpbf16ps(1, 4, 7);
@@ -306,22 +294,26 @@ void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
     const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_blocks = (x.rows + 31) / 32;
     // panels go in pairs: neighbours, or a gate with its up
     int64_t group = group_bytes / (steps * 1024) / 2 * 2;
-    group = num_blocks == 1 || group < 2 ? 2 : group > most_group ? most_group : group;
+    group = group < 2 ? 2 : group > most_group ? most_group : group;
     const size_t expanded = F == Format::bf16 ? 0 : static_cast<size_t>(group * steps) * 1024;
     uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 4096));
     float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
     const int64_t width = is_gated ? 1 : 2, columns_group = group / 2 * width;
     // the next group comes while this one passes, in whole lines a step
-    const int64_t all_steps = group / 2 * steps * num_blocks;
-    const int64_t share = (columns_group * bytes / 64 + all_steps - 1) / all_steps * 64;
-    const uint8_t* end = panels.data + panels.count * bytes;
+    const int64_t all_steps = group / 2 * steps * num_blocks, streams = Ahead::count / (is_gated ? 2 : 1);
+    const auto lines_of = [](int64_t size, int64_t parts) { return (size / 64 + parts - 1) / parts * 64; };
+    const int64_t share = lines_of(lines_of(columns_group * bytes, streams), all_steps);
     for (int64_t g = 0; g < panels.count; g += columns_group) {
         const int64_t count = g + columns_group < panels.count ? columns_group : panels.count - g;
         const uint8_t *data = panels.data + g * bytes, *next = data + count * bytes;
         const uint16_t *tiles = tiles_of<F>(data, count, x, space), *up_tiles = nullptr;
         if (is_gated) up_tiles = tiles_of<F>(panels.up + g * bytes, count, x, space + count * x.stride * 16);
-        const uint8_t* next_end = next + columns_group * bytes;
-        Ahead ahead{next, next_end < end ? next_end : end, share, is_gated ? panels.up - panels.data : 0};
+        const int64_t after = panels.count - g - count;
+        Ahead ahead{{}, lines_of((after < columns_group ? after : columns_group) * bytes, streams)};
+        for (int64_t i = 0; i < streams; ++i) {
+            ahead.streams[i] = reinterpret_cast<const char*>(next) + i * ahead.end;
+            if (is_gated) ahead.streams[streams + i] = ahead.streams[i] + (panels.up - panels.data);
+        }
         for (int64_t row = 0; row < x.rows; row += 32) {
             const int64_t left = x.rows - row, first = start_of(x, row), second = left > 16 ? start_of(x, row + 16) : 0;
             const Rows from[2] = {rows_at(x, first), rows_at(x, second)};
@@ -329,15 +321,10 @@ void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
                 const uint16_t* w0 = tiles + p * steps * tile_numbers;
                 const uint16_t* w1 = is_gated ? up_tiles + p * steps * tile_numbers : w0 + steps * tile_numbers;
                 const int64_t pair = is_gated || p + 1 < count ? 2 : 1;
-                if (F == Format::bf16 && num_blocks == 1) { // each tile is met once: the next ones of the same panels
-                    const uint8_t* from_here = reinterpret_cast<const uint8_t*>(w0) + near_bytes;
-                    const int64_t other = pair == 2 ? 2 * (w1 - w0) : 0;
-                    ahead = {from_here, from_here + steps * 1024, 1024, other};
-                }
-                if (left > 16 && pair == 2) product<2, 2>(w0, w1, from, steps, ahead, sums);
-                else if (left > 16) product<2, 1>(w0, w0, from, steps, ahead, sums);
-                else if (pair == 2) product<1, 2>(w0, w1, from, steps, ahead, sums);
-                else product<1, 1>(w0, w0, from, steps, ahead, sums);
+                if (left > 16 && pair == 2) product<2, 2>(w0, w1, from, steps, ahead, share, sums);
+                else if (left > 16) product<2, 1>(w0, w0, from, steps, ahead, share, sums);
+                else if (pair == 2) product<1, 2>(w0, w1, from, steps, ahead, share, sums);
+                else product<1, 1>(w0, w0, from, steps, ahead, share, sums);
                 const int64_t column = panels.column + 16 * (g + p), rest = panels.columns - 16 * (g + p);
                 if (is_gated) {
                     finish_gated(out, first, x.rows, column, rest, sums);

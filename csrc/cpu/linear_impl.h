@@ -1,6 +1,7 @@
 // The kernels of linear layers, written once over the 16 lanes of lanes_*.h, which comes before this.
 #pragma once
 
+#include "ahead.h"
 #include "linear.h"
 #include "vec_math.h"
 
@@ -132,18 +133,27 @@ inline Int dot_step(Int acc, Bytes u, const int8_t* x) {
     return bits_of(F) == 8 ? dot_wide(acc, u, x) : dot(acc, u, x);
 }
 
-// Where a weight passes once, it is asked for this far ahead: the machine's own guess is a sixth slower.
-constexpr int64_t near_bytes = 4096;
+// What is asked for while `bytes` of a panel pass R rows: other panels, as long as memory is what takes the time, else
+// what follows in this one, so that it is in the nearest cache.
+template <int R>
+inline void ask_ahead(Ahead& ahead, const uint8_t* here, int64_t bytes) {
+    if constexpr (R <= 2) {
+        ahead.follow(bytes);
+    } else {
+        constexpr int64_t near = 4096;
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(here + near + i);
+    }
+}
 
 // ---- few rows --------------------------------------------------------------------------------------------------------
 
 template <Format F, int R>
-inline void few_quantized(const uint8_t* panel, const Activations& x, int64_t row, Vec* total) {
+inline void few_quantized(const uint8_t* panel, const Activations& x, int64_t row, Ahead& ahead, Vec* total) {
     constexpr int offset = bits_of(F) == 8 ? wide_offset : offset_of(F);
     constexpr int log_offset = offset == 0 ? 0 : offset == 8 ? 3 : offset == 16 ? 4 : offset == 32 ? 5 : 7;
     static_assert(offset == 0 || offset == 1 << log_offset);
     each_block<F>(panel, x.inputs, [&](const uint8_t* quants, const Scales& scales, int64_t b) {
-        for (int64_t i = 0; i < block_bytes(F); i += 64) __builtin_prefetch(quants + near_bytes + i);
+        ask_ahead<R>(ahead, quants, block_bytes(F));
         const Bytes steps[8] = {step<F, 0>(quants), step<F, 1>(quants), step<F, 2>(quants), step<F, 3>(quants),
                                 step<F, 4>(quants), step<F, 5>(quants), step<F, 6>(quants), step<F, 7>(quants)};
         const int8_t* q = x.q + (x.q_rows * b + row) * 32;
@@ -184,7 +194,7 @@ inline void few_quantized(const uint8_t* panel, const Activations& x, int64_t ro
 }
 
 template <Format F, int R>
-inline void few_numbers(const uint8_t* panel, const Activations& x, int64_t row, Vec* total) {
+inline void few_numbers(const uint8_t* panel, const Activations& x, int64_t row, Ahead& ahead, Vec* total) {
     const float* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = x.floats + (row + r) * x.stride;
     constexpr int chains = R == 1 ? 4 : 2; // sums of a row at once, for the same reason
@@ -195,8 +205,7 @@ inline void few_numbers(const uint8_t* panel, const Activations& x, int64_t row,
     int64_t k = 0;
     constexpr int64_t step_bytes = chains * (F == Format::f32 ? 64 : 32);
     for (int64_t i = 0; i < steps; ++i, k += chains) {
-        for (int64_t line = 0; line < step_bytes; line += 64)
-            __builtin_prefetch(panel + i * step_bytes + near_bytes + line);
+        ask_ahead<R>(ahead, panel + i * step_bytes, step_bytes);
 #pragma GCC unroll 4
         for (int c = 0; c < chains; ++c) {
             Vec w;
@@ -220,7 +229,7 @@ inline void few_numbers(const uint8_t* panel, const Activations& x, int64_t row,
 }
 
 template <Format F, int R>
-inline void few_rows(const Panels& panels, int64_t p, const Activations& x, const Output& out, int64_t row) {
+inline void few_rows(const Panels& panels, int64_t p, const Activations& x, const Output& out, int64_t row, Ahead& ahead) {
     const int64_t skipped = p * panel_bytes(F, x.inputs), column = panels.column + 16 * p;
     const bool is_gated = panels.up != nullptr;
     Vec total[R];
@@ -228,8 +237,8 @@ inline void few_rows(const Panels& panels, int64_t p, const Activations& x, cons
     for (int half = 0; half <= is_gated; ++half) {
         for (int r = 0; r < R; ++r) total[r] = set(0);
         const uint8_t* panel = (half == 0 ? panels.data : panels.up) + skipped;
-        if constexpr (is_quantized(F)) few_quantized<F, R>(panel, x, row, total);
-        else few_numbers<F, R>(panel, x, row, total);
+        if constexpr (is_quantized(F)) few_quantized<F, R>(panel, x, row, ahead, total);
+        else few_numbers<F, R>(panel, x, row, ahead, total);
         if (half < is_gated)
             for (int r = 0; r < R; ++r) store(gates[r], total[r]);
     }
@@ -241,15 +250,26 @@ inline void few_rows(const Panels& panels, int64_t p, const Activations& x, cons
 
 template <Format F>
 void few_of(const Panels& panels, const Activations& x, const Output& out) {
+    const int64_t bytes = panel_bytes(F, x.inputs), streams = Ahead::count / (panels.up != nullptr ? 2 : 1);
+    Ahead ahead{};
     for (int64_t p = 0; p < panels.count; ++p) {
+        if (p % streams == 0) { // a panel a stream; where there are fewer, some twice
+            if (x.rows <= 2) ahead.finish();
+            ahead = {{}, p + streams < panels.count ? bytes : 0};
+            for (int64_t i = 0; i < streams; ++i) {
+                const int64_t next = p + streams + i < panels.count ? p + streams + i : panels.count - 1;
+                ahead.streams[i] = reinterpret_cast<const char*>(panels.data + next * bytes);
+                if (panels.up != nullptr) ahead.streams[streams + i] = ahead.streams[i] + (panels.up - panels.data);
+            }
+        }
         int64_t row = 0;
         if constexpr (most_rows >= 8)
-            for (; row + 8 <= x.rows; row += 8) few_rows<F, 8>(panels, p, x, out, row);
+            for (; row + 8 <= x.rows; row += 8) few_rows<F, 8>(panels, p, x, out, row, ahead);
         if constexpr (most_rows >= 4)
-            for (; row + 4 <= x.rows; row += 4) few_rows<F, 4>(panels, p, x, out, row);
+            for (; row + 4 <= x.rows; row += 4) few_rows<F, 4>(panels, p, x, out, row, ahead);
         if constexpr (most_rows >= 2)
-            for (; row + 2 <= x.rows; row += 2) few_rows<F, 2>(panels, p, x, out, row);
-        for (; row < x.rows; ++row) few_rows<F, 1>(panels, p, x, out, row);
+            for (; row + 2 <= x.rows; row += 2) few_rows<F, 2>(panels, p, x, out, row, ahead);
+        for (; row < x.rows; ++row) few_rows<F, 1>(panels, p, x, out, row, ahead);
     }
 }
 
