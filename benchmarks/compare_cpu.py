@@ -51,6 +51,7 @@ from benchmarks.comparison import (
     GIB,
     OURS,
     QWEN3,
+    QWEN3_INT8,
     ROWS,
     SMOLLM2,
     SMOLLM2_Q4_1,
@@ -102,10 +103,10 @@ SHAPES = {
 class Session:
     """One process of an engine: a model in one form, and the rows that it is for."""
 
-    form: str  # bf16, q4_1 or qwen3
+    form: str  # bf16, q4_1 or qwen3, or one of these and more
     engines: tuple[str, ...]
     works: dict[str, str]  # row → workload
-    server: bool = False
+    kv_cache_dtype: str | None = None  # octavo's option
 
 
 SESSIONS = (
@@ -126,13 +127,14 @@ SESSIONS = (
         {"one-stream-q4_1": "one-stream", "decode-q4_1": "first-token", "prefill-q4_1": "prefill"},
     ),
     Session("qwen3", ENGINES, {"qwen3-one-stream": "one-stream", "qwen3-batch": "batch"}),
+    Session("qwen3-int8", (OURS,), {"qwen3-batch-int8": "batch"}, "int8_per_token_head"),
 )
 SERVER_ROWS = {
     "bf16": ("start", "server", "server-ttft", "server-itl", "memory"),
     "q4_1": ("start-q4_1", "server-q4_1", "memory-q4_1"),
 }
 SERVER_ENGINES = {"bf16": (OURS, "vllm", "llama.cpp"), "q4_1": (OURS, "llama.cpp")}
-SIZES = {"bf16": SMOLLM2, "q4_1": SMOLLM2_Q4_1, "qwen3": QWEN3}
+SIZES = {"bf16": SMOLLM2, "q4_1": SMOLLM2_Q4_1, "qwen3": QWEN3, "qwen3-int8": QWEN3_INT8}
 
 
 def shape_of(workload: str) -> Workload:
@@ -143,7 +145,7 @@ def shape_of(workload: str) -> Workload:
 def make_work(row: str, workload: str, quick: bool) -> Work:
     """Prompts drawn by the repetition's number, so that every engine gets the same ones."""
     shape = shape_of(workload)
-    repetitions, limit = {"batch": (3, 90.0), "shared-prefix": (5, 30.0)}.get(workload, (5, 20.0))
+    repetitions, limit = {"batch": (5, 90.0), "shared-prefix": (5, 30.0)}.get(workload, (5, 20.0))
     if row.startswith("qwen3"):
         repetitions, limit = min(repetitions, 3), 200.0  # one would be at the host's mercy
     first = 500 if workload == "first-token" else 0
@@ -447,7 +449,8 @@ def run_session(settings: Settings, session: Session, engine: str, wanted: set[s
     is_start = session.form == "bf16" and "start-process" in wanted
     if not works and not is_start:
         return
-    job = Job(str(settings.model(engine, session.form)), settings.threads, MAX_MODEL_LEN, MAX_NUM_SEQS, works)
+    model = str(settings.model(engine, session.form))
+    job = Job(model, settings.threads, MAX_MODEL_LEN, MAX_NUM_SEQS, works, session.kv_cache_dtype)
     starts: list[tuple[float, float]] = []  # seconds, share of others
     with watched(report, settings, engine, f"{session.form} workloads"):
         for message in run_process(settings, engine, job, f"{engine}-{session.form}", report):
@@ -678,13 +681,13 @@ def run_everything(settings: Settings, rows: set[str], report: Report) -> Iterat
     """Yields after each process; what matters most comes first, the engines take turns."""
     prompts: list[str] = []
     for form in ("bf16", "q4_1", "qwen3"):
-        session = next(session for session in SESSIONS if session.form == form)
         yield from _together(
             settings,
             [
                 partial(run_session, settings, session, engine, rows, report)
+                for session in SESSIONS
                 for engine in settings.pythons
-                if engine in session.engines
+                if session.form.startswith(form) and engine in session.engines
             ],
         )
         wanted = [row for row in SERVER_ROWS.get(form, ()) if row in rows]

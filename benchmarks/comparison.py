@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class ModelSize:
     kv_width: int  # key/value heads times their size
     layer_bytes: float = 2.0  # of a number
     head_bytes: float = 2.0
+    kv_bytes: float = 2.0
 
     @property
     def weight_bytes(self) -> float:
@@ -41,14 +42,15 @@ class ModelSize:
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of a token, bf16."""
-        return self.layers * 2 * self.kv_width * 2
+        """Keys and values of a token."""
+        return int(self.layers * 2 * self.kv_width * self.kv_bytes)
 
 
 _SMOLLM2 = (30 * (576 * 960 + 576 * 576 + 3 * 576 * 1536), 49_152 * 576, 30, 576, 192)
 SMOLLM2 = ModelSize(*_SMOLLM2)
 SMOLLM2_Q4_1 = ModelSize(*_SMOLLM2, layer_bytes=20 / 32, head_bytes=34 / 32)
 QWEN3 = ModelSize(28 * (1024 * 4096 + 2048 * 1024 + 3 * 1024 * 3072), 151_936 * 1024, 28, 2048, 1024)
+QWEN3_INT8 = replace(QWEN3, kv_bytes=132 / 128)  # keys and values: a byte each, and a scale for each head of 128
 
 
 def floor_seconds(
@@ -119,6 +121,7 @@ ROWS = (
     Row("server-q4_1", "the same server workload, Q4_1", "out tok/s"),
     Row("qwen3-one-stream", "Qwen3-0.6B shape, random bf16: one stream", "tok/s", True, 1.2, 1.5),
     Row("qwen3-batch", "Qwen3-0.6B shape, random bf16: batch", "out tok/s", True, 1.3, 1.6),
+    Row("qwen3-batch-int8", "the same with keys and values in int8", "out tok/s"),
     Row("memory", "peak memory serving with a 1 GiB cache, bf16", "GB", False, 2.0, 1.5, absolute=True),
     Row("memory-q4_1", "the same, Q4_1", "GB", False),
 )

@@ -22,6 +22,8 @@ class Octavo:
             "threads": job.threads,
             "skip_tokenizer_init": True,
         }
+        if job.kv_cache_dtype is not None:
+            self.settings["kv_cache_dtype"] = job.kv_cache_dtype
         self.llm = octavo.LLM(job.model, **self.settings)
 
     def prepare(self, work: Work) -> None:

@@ -49,6 +49,7 @@ class Job:
     max_model_len: int
     max_num_seqs: int
     works: list[Work] = field(default_factory=list)
+    kv_cache_dtype: str | None = None  # for octavo; None is its default
 
 
 class Engine(Protocol):
