@@ -69,8 +69,8 @@ struct AttentionKernels {
     // Joins `parts` of a piece, `stride` numbers apart from its `partial` on, into out.
     void (*merge)(const Attention&, const Piece&, int64_t parts, int64_t stride);
     int64_t most_streamed;       // queries of a key head up to which `stream` is quicker
-    int64_t most_streamed_short; // where queries and cache are bf16
-    bool has_short_tiles;        // that multiply bf16
+    int64_t most_streamed_short; // where queries are bf16 and the cache bf16 or i8
+    bool has_short_tiles;        // that multiply bf16, for the same
 };
 
 extern const AttentionKernels generic_attention, avx2_attention, avx512_attention, amx_attention;
