@@ -423,13 +423,8 @@ def _run_process(settings: Settings, engine: str, job: Job, label: str, report: 
 def _wait_for_turn(turns: Turns, process: subprocess.Popen[str]) -> float:
     """Stops a process with all it started until its turn comes again; the seconds of that."""
     began = time.perf_counter()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGSTOP)
-    try:
+    with servers.stopped(process):
         turns.pass_on()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGCONT)
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write("go\n")

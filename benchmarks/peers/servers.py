@@ -90,13 +90,20 @@ class Running:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """It and what it started do nothing meanwhile."""
-        with self.memory.off(), contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGSTOP)
-            try:
-                yield
-            finally:
-                os.killpg(self.process.pid, signal.SIGCONT)
+        with self.memory.off(), stopped(self.process):
+            yield
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """It and what it started do nothing meanwhile, if they are still there. It must have a session of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
