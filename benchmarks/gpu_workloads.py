@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,7 @@ def main() -> None:
             "phases": {name: round(s, 2) for name, s in worker.phases.seconds.items()},
         }
         tell(f"{report['device']}: start {report['start_seconds']}")
+        settle()
         for name in names:
             run = Throughput(frontend, make_workload(name))
             for repetition in range(args.repetitions):
@@ -176,6 +178,16 @@ def main() -> None:
     print(json.dumps(report, indent=2), flush=True)
     if args.profile is not None:
         os._exit(0)  # the profiler's library still has buffers, which it may free twice in an orderly end
+
+
+def settle() -> None:
+    """Until nothing is compiled beside requests any more: at a first start on a machine that takes processors, and the
+    interpreter, from the first repetitions."""
+    from octavo.ops.ahead import THREADS  # which imports torch: not before the start is timed
+
+    for thread in threading.enumerate():
+        if thread.name.startswith(THREADS):
+            thread.join()
 
 
 def profile(run: Throughput, path: Path, repetition: int) -> None:

@@ -29,6 +29,7 @@ import torch
 log = logging.getLogger(__name__)
 
 MOST_THREADS = 16
+THREADS = "octavo-compile"  # how their names begin
 _SMALL = range(-(1 << 31), 1 << 31)
 
 _rehearsals: dict[int, Rehearsal] = {}  # by the thread that rehearses
@@ -66,7 +67,7 @@ class Rehearsal:
     def __init__(self, device: torch.device, num_threads: int | None = None, only_compile: bool = False) -> None:
         self._device, self._only_compile = device, only_compile
         count = num_threads or min(MOST_THREADS, max(2, len(os.sched_getaffinity(0)) - 1))
-        self._pool = ThreadPoolExecutor(count, "octavo-compile", initializer=self._start_thread)
+        self._pool = ThreadPoolExecutor(count, THREADS, initializer=self._start_thread)
         self._futures: dict[Hashable, Future[Any]] = {}
         self._urgent: list[Hashable] = []
         self.seconds = 0.0  # of compiling, all threads together
