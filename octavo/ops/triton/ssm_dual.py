@@ -16,7 +16,7 @@ from octavo.ops.triton.chain import follow, launch_options
 from octavo.ops.triton.ssm_chunks import chunk_config, chunked_ssd
 from octavo.ops.triton.ssm_work import list_chunks, time_step
 
-TILE = 4096  # values of a state that a program has at most
+TILE = 1024  # values of a state that a program has at most
 PROGRAMS = 512  # that a GPU wants at least
 
 
