@@ -73,7 +73,13 @@ def test_what_cannot_be_imported_is_said_once(install, caplog: pytest.LogCapture
     assert caplog.text.count("FlashAttention-4 cannot be imported: RuntimeError: no such driver") == 1
 
 
-def test_an_older_package_of_that_name_is_another(install) -> None:
+def test_it_is_not_installed(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, flash_import.PACKAGE, raising=False)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    monkeypatch.setattr(sys, "path", [])  # of a machine that may have it
     assert "not installed" in str(flash_import.why_absent())
+
+
+def test_an_older_package_of_that_name_is_another(install) -> None:
     install({"flash_attn/__init__.py": "raise AssertionError('imported')\n"})
     assert "not installed" in str(flash_import.why_absent())
