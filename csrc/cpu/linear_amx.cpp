@@ -160,78 +160,6 @@ inline int64_t start_of(const Activations& x, int64_t row) {
     return x.tiles != nullptr || x.rows < 16 || row + 16 <= x.rows ? row : x.rows - 16;
 }
 
-// sums [4][16][16] = 16 M rows times N panels. A tile of the next step is asked for as soon as the last product that
-// reads the register has been issued; of what comes later, `bytes` of each stream a step. Tiles of weights leave the
-// nearest cache to x, which the next panels meet again.
-template <int M, int N>
-inline void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64_t steps, Ahead& ahead, int64_t bytes,
-                    float* sums) {
-    _tile_zero(0);
-    if (N > 1) _tile_zero(1);
-    if (M > 1) _tile_zero(2);
-    if (M > 1 && N > 1) _tile_zero(3);
-    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data;
-    const int64_t stride0 = x[0].stride, stride1 = x[M - 1].stride, step0 = x[0].step, step1 = x[M - 1].step;
-    _tile_loadd(4, x0, stride0);
-    _tile_stream_loadd(6, w0, 64);
-    if (N > 1) _tile_stream_loadd(7, w1, 64);
-    if (M > 1) _tile_loadd(5, x1, stride1);
-    for (int64_t s = 1; s < steps; ++s) {
-        ahead.step(bytes);
-        x0 += step0, x1 += step1, w0 += tile_numbers, w1 += tile_numbers;
-        _tile_dpbf16ps(0, 4, 6);
-        if (N > 1) _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(4, x0, stride0);
-        if (M > 1) _tile_dpbf16ps(2, 5, 6);
-        _tile_stream_loadd(6, w0, 64);
-        if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
-        if (M > 1) _tile_loadd(5, x1, stride1);
-        if (N > 1) _tile_stream_loadd(7, w1, 64);
-    }
-    _tile_dpbf16ps(0, 4, 6);
-    if (N > 1) _tile_dpbf16ps(1, 4, 7);
-    if (M > 1) _tile_dpbf16ps(2, 5, 6);
-    if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
-    _tile_stored(0, sums, 64);
-    if (N > 1) _tile_stored(1, sums + 256, 64);
-    if (M > 1) _tile_stored(2, sums + 512, 64);
-    if (M > 1 && N > 1) _tile_stored(3, sums + 768, 64);
-}
-
-// Sums of a tile's rows, from `row` on, and of two panels to where they go: whole lines of bf16.
-template <Number T>
-inline void finish_lines(const Output& out, int64_t row, int64_t rows, int64_t column, const float* sums) {
-    const bool has_bias = out.bias != nullptr;
-    Vec b0 = set(0), b1 = set(0);
-    if (has_bias) b0 = load_as(out.bias, out.bias_type, column), b1 = load_as(out.bias, out.bias_type, column + 16);
-    char* to = static_cast<char*>(out.data) + (row * out.stride + column) * size_of(T);
-    for (int64_t i = 0; i < rows; ++i, sums += 16, to += out.stride * size_of(T)) {
-        Vec a = load(sums), b = load(sums + 256);
-        if (has_bias) a = add(a, b0), b = add(b, b1);
-        if constexpr (T == Number::bf16) {
-            const __m512bh both = _mm512_cvtne2ps_pbh(b.v, a.v);
-            std::memcpy(to, &both, 64);
-        } else {
-            store_as(to, T, 0, a), store_as(to, T, 16, b);
-        }
-    }
-}
-
-inline void finish(const Output& out, int64_t row, int64_t all_rows, int64_t column, int64_t columns,
-                   const float* sums) {
-    const int64_t rows = all_rows - row < 16 ? all_rows - row : 16;
-    if (columns == 32) {
-        switch (out.type) {
-        case Number::bf16: return finish_lines<Number::bf16>(out, row, rows, column, sums);
-        case Number::f16: return finish_lines<Number::f16>(out, row, rows, column, sums);
-        default: return finish_lines<Number::f32>(out, row, rows, column, sums);
-        }
-    }
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t n = 0; 16 * n < columns; ++n)
-            put(out, row + i, column + 16 * n, columns - 16 * n, load(sums + 256 * n + 16 * i));
-}
-
 // To 1.5e-4 of it, for what is rounded to bf16 afterwards: 1 / (1 + 2^x).
 inline Vec short_sigmoid(Vec x) { return {_mm512_rcp14_ps(add(set(1), short_exp2(x)).v)}; }
 
@@ -244,30 +172,160 @@ inline Vec short_activated(Vec x) {
     return activated(A, x);
 }
 
-template <Activation A>
-inline void finish_gated_as(const Output& out, int64_t row, int64_t rows, int64_t column, int64_t columns,
-                            const float* sums) {
-    const bool has_bias = out.bias != nullptr;
-    const Vec gate_bias = has_bias ? with_bias(out, column, columns, set(0)) : set(0);
-    const Vec up_bias = has_bias ? with_bias(out, column + out.up_bias, columns, set(0)) : set(0);
-    for (int64_t i = 0; i < rows; ++i, sums += 16) {
-        const Vec opened = add(load(sums), gate_bias);
-        const Vec gate = out.type == Number::bf16 ? short_activated<A>(opened) : activated(A, opened);
-        const Vec x = mul(gate, add(load(sums + 256), up_bias));
-        const int64_t at = (row + i) * out.stride + column;
-        if (columns >= 16) store_as(out.data, out.type, at, x);
-        else store_some(out.data, out.type, at, x, columns);
+// What a product leaves to be done with its sums, beside the next product: between the instructions of tiles there is
+// room for others.
+class Results {
+  public:
+    Number type = Number::bf16;
+    Activation activation = Activation::silu;
+    int64_t columns = 0; // of both panels; of gates
+
+    Results() = default;
+    // Rows `first` and `second` on, each 16 or those that there are, of all; no second ones if it is below 0.
+    Results(const Output& out, const float* sums, int64_t first, int64_t second, int64_t all, int64_t column,
+            int64_t count, bool is_gated)
+        : type(out.type), activation(out.activation), columns(count), sums_(sums) {
+        const int64_t size = size_of(type);
+        char* const to = static_cast<char*>(out.data) + column * size;
+        stride_ = out.stride * size;
+        to_[0] = to_[1] = to + first * stride_;
+        rows_[0] = all - first < 16 ? all - first : 16;
+        if (second >= 0) to_[1] = to + second * stride_, rows_[1] = all - second < 16 ? all - second : 16;
+        if (out.bias == nullptr) return;
+        bias_[0] = load_some(out.bias, out.bias_type, column, count < 16 ? count : 16);
+        if (is_gated) bias_[1] = load_some(out.bias, out.bias_type, column + out.up_bias, count);
+        else if (count > 16) bias_[1] = load_some(out.bias, out.bias_type, column + 16, count - 16);
     }
-}
+
+    // For where row i of both sixteens goes.
+    void ask(int64_t i) const {
+        for (const char* to : to_) __builtin_prefetch(to + i * stride_, 0, 2);
+    }
+    // Row i of both.
+    template <class Row>
+    void put(int64_t i) const {
+        for (int half = 0; half < 2; ++half) {
+            if (i >= rows_[half]) continue;
+            const float* from = sums_ + 512 * half + 16 * i;
+            Row::put(*this, to_[half] + i * stride_, add(load(from), bias_[0]), add(load(from + 256), bias_[1]));
+        }
+    }
+
+  private:
+    const float* sums_ = nullptr; // [2][2][16][16]: 16 rows and 16 more, of two panels
+    char* to_[2] = {};            // where both sixteens begin
+    int64_t stride_ = 0, rows_[2] = {};
+    Vec bias_[2] = {set(0), set(0)};
+};
+
+// Both panels' sums, side by side.
+struct Plain {
+    static void put(const Results& results, char* to, Vec a, Vec b) {
+        if (results.columns == 32) return store_two(to, results.type, 0, a, b);
+        store_some(to, results.type, 0, a, results.columns);
+        if (results.columns > 16) store_some(to, results.type, 16, b, results.columns - 16);
+    }
+};
 
 // The first panel's sums are gates, the second's what they are for.
-inline void finish_gated(const Output& out, int64_t row, int64_t all_rows, int64_t column, int64_t columns,
-                         const float* sums) {
-    const int64_t rows = all_rows - row < 16 ? all_rows - row : 16;
+struct Gated {
+    static void put(const Results& results, char* to, Vec gate, Vec up) {
+        store_some(to, results.type, 0, mul(activated(results.activation, gate), up), results.columns);
+    }
+};
+
+// The same, to bf16.
+template <Activation A> struct GatedShort {
+    static void put(const Results& results, char* to, Vec gate, Vec up) {
+        const Vec x = mul(short_activated<A>(gate), up);
+        if (results.columns < 16) return store_some(to, Number::bf16, 0, x, results.columns);
+        const __m256bh half = _mm512_cvtneps_pbh(x.v);
+        std::memcpy(to, &half, 32);
+    }
+};
+
+// What is asked for beside a product.
+struct Beside {
+    Ahead weights;                             // of the next group
+    int64_t weight_bytes = 0;                  // of each stream a step
+    const char *x = nullptr, *x_end = nullptr; // the next rows, where they may not be near
+    int64_t x_bytes = 0;                       // a step
+
+    void step() {
+        weights.step(weight_bytes);
+        if (x >= x_end) return;
+        for (int64_t i = 0; i < x_bytes; i += 64) __builtin_prefetch(x + i, 0, 2);
+        x += x_bytes;
+    }
+};
+
+// sums [4][16][16] = 16 M rows times N panels, whose `results` will go where the cache is to have lines; those of the
+// product before are put there. A tile of the next step is asked for as soon as the last product that reads the register
+// has been issued. Tiles of weights leave the nearest cache to x, which the next panels meet again.
+template <class Row, int M, int N>
+void product(const uint16_t* w0, const uint16_t* w1, const Rows* x, int64_t steps, Beside& beside,
+             const Results& before, const Results& results, float* sums) {
+    _tile_zero(0);
+    if (N > 1) _tile_zero(1);
+    if (M > 1) _tile_zero(2);
+    if (M > 1 && N > 1) _tile_zero(3);
+    const uint16_t *x0 = x[0].data, *x1 = x[M - 1].data;
+    const int64_t stride0 = x[0].stride, stride1 = x[M - 1].stride, step0 = x[0].step, step1 = x[M - 1].step;
+    _tile_loadd(4, x0, stride0);
+    _tile_stream_loadd(6, w0, 64);
+    if (N > 1) _tile_stream_loadd(7, w1, 64);
+    if (M > 1) _tile_loadd(5, x1, stride1);
+    const auto step = [&] {
+        beside.step();
+        x0 += step0, x1 += step1, w0 += tile_numbers, w1 += tile_numbers;
+        _tile_dpbf16ps(0, 4, 6);
+        if (N > 1) _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(4, x0, stride0);
+        if (M > 1) _tile_dpbf16ps(2, 5, 6);
+        _tile_stream_loadd(6, w0, 64);
+        if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
+        if (M > 1) _tile_loadd(5, x1, stride1);
+        if (N > 1) _tile_stream_loadd(7, w1, 64);
+    };
+    int64_t row = 0, s = 1;
+    for (; row < 16 && s < steps; ++row, ++s) {
+        results.ask(row);
+        before.put<Row>(row);
+        step();
+    }
+    for (; s < steps; ++s) step();
+    _tile_dpbf16ps(0, 4, 6);
+    if (N > 1) _tile_dpbf16ps(1, 4, 7);
+    if (M > 1) _tile_dpbf16ps(2, 5, 6);
+    if (M > 1 && N > 1) _tile_dpbf16ps(3, 5, 7);
+    for (; row < 16; ++row) before.put<Row>(row);
+    _tile_stored(0, sums, 64);
+    if (N > 1) _tile_stored(1, sums + 256, 64);
+    if (M > 1) _tile_stored(2, sums + 512, 64);
+    if (M > 1 && N > 1) _tile_stored(3, sums + 768, 64);
+}
+
+using Product = void (*)(const uint16_t*, const uint16_t*, const Rows*, int64_t, Beside&, const Results&,
+                         const Results&, float*);
+
+struct Products {
+    Product of[2][2]; // [M - 1][N - 1]
+    void (*put)(const Results&);
+};
+
+template <class Row>
+constexpr Products products_of{{{product<Row, 1, 1>, product<Row, 1, 2>}, {product<Row, 2, 1>, product<Row, 2, 2>}},
+                               [](const Results& results) {
+                                   for (int64_t i = 0; i < 16; ++i) results.put<Row>(i);
+                               }};
+
+const Products& products_for(const Output& out, bool is_gated) {
+    if (!is_gated) return products_of<Plain>;
+    if (out.type != Number::bf16) return products_of<Gated>;
     switch (out.activation) {
-    case Activation::silu: return finish_gated_as<Activation::silu>(out, row, rows, column, columns, sums);
-    case Activation::gelu: return finish_gated_as<Activation::gelu>(out, row, rows, column, columns, sums);
-    default: return finish_gated_as<Activation::gelu_tanh>(out, row, rows, column, columns, sums);
+    case Activation::silu: return products_of<GatedShort<Activation::silu>>;
+    case Activation::gelu: return products_of<GatedShort<Activation::gelu>>;
+    default: return products_of<GatedShort<Activation::gelu_tanh>>;
     }
 }
 
@@ -291,52 +349,57 @@ template <Format F>
 void many_tiles(const Panels& panels, const Activations& x, const Output& out) {
     const TileRegisters registers(x.rows);
     const bool is_gated = panels.up != nullptr;
+    const Products& products = products_for(out, is_gated);
     const int64_t bytes = panel_bytes(F, x.inputs), steps = x.stride / 32, num_blocks = (x.rows + 31) / 32;
     // panels go in pairs: neighbours, or a gate with its up
     int64_t group = group_bytes / (steps * 1024) / 2 * 2;
     group = group < 2 ? 2 : group > most_group ? most_group : group;
     const size_t expanded = F == Format::bf16 ? 0 : static_cast<size_t>(group * steps) * 1024;
-    uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 4096));
-    float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded);
+    uint16_t* space = static_cast<uint16_t*>(scratch(1, expanded + 2 * 4096));
+    float* sums = reinterpret_cast<float*>(reinterpret_cast<char*>(space) + expanded); // of a product, and of the next
     const int64_t width = is_gated ? 1 : 2, columns_group = group / 2 * width;
-    // the next group comes while this one passes, in whole lines a step
-    const int64_t all_steps = group / 2 * steps * num_blocks, streams = Ahead::count / (is_gated ? 2 : 1);
+    const int64_t all_steps = group / 2 * steps; // while 32 rows meet a group
     const auto lines_of = [](int64_t size, int64_t parts) { return (size / 64 + parts - 1) / parts * 64; };
-    const int64_t share = lines_of(lines_of(columns_group * bytes, streams), all_steps);
+    const int64_t streams = Ahead::count / (is_gated ? 2 : 1), row_bytes = x.tiles ? 2 * x.stride : 2 * x.plain_stride;
+    Beside beside;
+    beside.weight_bytes = lines_of(lines_of(columns_group * bytes, streams), all_steps * num_blocks);
+    beside.x_bytes = lines_of(32 * row_bytes, all_steps);
+    Results results[2]; // of a product, and of the one before
+    int64_t turn = 0;
     for (int64_t g = 0; g < panels.count; g += columns_group) {
         const int64_t count = g + columns_group < panels.count ? columns_group : panels.count - g;
         const uint8_t *data = panels.data + g * bytes, *next = data + count * bytes;
         const uint16_t *tiles = tiles_of<F>(data, count, x, space), *up_tiles = nullptr;
         if (is_gated) up_tiles = tiles_of<F>(panels.up + g * bytes, count, x, space + count * x.stride * 16);
         const int64_t after = panels.count - g - count;
-        Ahead ahead{{}, lines_of((after < columns_group ? after : columns_group) * bytes, streams)};
+        beside.weights = {{}, lines_of((after < columns_group ? after : columns_group) * bytes, streams)};
         for (int64_t i = 0; i < streams; ++i) {
-            ahead.streams[i] = reinterpret_cast<const char*>(next) + i * ahead.end;
-            if (is_gated) ahead.streams[streams + i] = ahead.streams[i] + (panels.up - panels.data);
+            const char*& stream = beside.weights.streams[i];
+            stream = reinterpret_cast<const char*>(next) + i * beside.weights.end;
+            if (is_gated) beside.weights.streams[streams + i] = stream + (panels.up - panels.data);
         }
         for (int64_t row = 0; row < x.rows; row += 32) {
-            const int64_t left = x.rows - row, first = start_of(x, row), second = left > 16 ? start_of(x, row + 16) : 0;
-            const Rows from[2] = {rows_at(x, first), rows_at(x, second)};
+            const int64_t left = x.rows - row, first = start_of(x, row), second = left > 16 ? start_of(x, row + 16) : -1;
+            const Rows from[2] = {rows_at(x, first), rows_at(x, left > 16 ? second : first)};
+            if (g == 0 && left > 32) { // these rows come from far away; for the next groups they are near
+                beside.x = reinterpret_cast<const char*>(rows_at(x, row + 32).data);
+                beside.x_end = beside.x + (left < 64 ? left - 32 : 32) * row_bytes;
+            }
             for (int64_t p = 0; p < count; p += width) {
                 const uint16_t* w0 = tiles + p * steps * tile_numbers;
                 const uint16_t* w1 = is_gated ? up_tiles + p * steps * tile_numbers : w0 + steps * tile_numbers;
-                const int64_t pair = is_gated || p + 1 < count ? 2 : 1;
-                if (left > 16 && pair == 2) product<2, 2>(w0, w1, from, steps, ahead, share, sums);
-                else if (left > 16) product<2, 1>(w0, w0, from, steps, ahead, share, sums);
-                else if (pair == 2) product<1, 2>(w0, w1, from, steps, ahead, share, sums);
-                else product<1, 1>(w0, w0, from, steps, ahead, share, sums);
-                const int64_t column = panels.column + 16 * (g + p), rest = panels.columns - 16 * (g + p);
-                if (is_gated) {
-                    finish_gated(out, first, x.rows, column, rest, sums);
-                    if (left > 16) finish_gated(out, second, x.rows, column, rest, sums + 512);
-                    continue;
-                }
-                const int64_t columns = rest < 16 * pair ? rest : 16 * pair;
-                finish(out, first, x.rows, column, columns, sums);
-                if (left > 16) finish(out, second, x.rows, column, columns, sums + 512);
+                const bool is_pair = is_gated || p + 1 < count;
+                const int64_t column = 16 * (g + p), rest = panels.columns - column;
+                const int64_t most = is_gated || !is_pair ? 16 : 32;
+                float* here = sums + 1024 * turn;
+                const int64_t columns = rest < most ? rest : most;
+                results[turn] = {out, here, first, second, x.rows, panels.column + column, columns, is_gated};
+                products.of[left > 16][is_pair](w0, w1, from, steps, beside, results[1 - turn], results[turn], here);
+                turn = 1 - turn;
             }
         }
     }
+    products.put(results[1 - turn]);
 }
 
 template <Format F> struct ManyTiles {

@@ -3,46 +3,19 @@
 
 #include "ahead.h"
 #include "linear.h"
+#include "typed_lanes.h"
 #include "vec_math.h"
 
 namespace octavo {
 namespace {
 
-inline Vec load_as(const void* p, Number type, int64_t i) {
-    switch (type) {
-    case Number::f32: return load(static_cast<const float*>(p) + i);
-    case Number::f16: return load_f16(static_cast<const uint16_t*>(p) + i);
-    default: return load_bf16(static_cast<const uint16_t*>(p) + i);
-    }
-}
-
-inline void store_as(void* p, Number type, int64_t i, Vec x) {
-    switch (type) {
-    case Number::f32: store(static_cast<float*>(p) + i, x); break;
-    case Number::f16: store_f16(static_cast<uint16_t*>(p) + i, x); break;
-    default: store_bf16(static_cast<uint16_t*>(p) + i, x);
-    }
-}
-
-inline void store_some(void* p, Number type, int64_t i, Vec x, int64_t count) {
-    float values[16];
-    store(values, x);
-    for (int64_t j = 0; j < count; ++j) store_number(p, type, i + j, values[j]);
-}
-
 inline Vec with_bias(const Output& out, int64_t column, int64_t count, Vec x) {
-    if (out.bias == nullptr) return x;
-    if (count >= 16) return add(x, load_as(out.bias, out.bias_type, column));
-    float bias[16] = {};
-    for (int64_t j = 0; j < count; ++j) bias[j] = load_number(out.bias, out.bias_type, column + j);
-    return add(x, load(bias));
+    return out.bias == nullptr ? x : add(x, load_some(out.bias, out.bias_type, column, count));
 }
 
 // 16 outputs of one row, or the `count` that are there.
 inline void put(const Output& out, int64_t row, int64_t column, int64_t count, Vec x) {
-    x = with_bias(out, column, count, x);
-    if (count >= 16) store_as(out.data, out.type, row * out.stride + column, x);
-    else store_some(out.data, out.type, row * out.stride + column, x, count);
+    store_some(out.data, out.type, row * out.stride + column, with_bias(out, column, count, x), count);
 }
 
 inline Vec activated(Activation activation, Vec x) {
@@ -56,8 +29,7 @@ inline Vec activated(Activation activation, Vec x) {
 inline void put_gated(const Output& out, int64_t row, int64_t column, int64_t count, Vec gate, Vec up) {
     gate = activated(out.activation, with_bias(out, column, count, gate));
     up = with_bias(out, column + out.up_bias, count, up);
-    if (count >= 16) store_as(out.data, out.type, row * out.stride + column, mul(gate, up));
-    else store_some(out.data, out.type, row * out.stride + column, mul(gate, up), count);
+    store_some(out.data, out.type, row * out.stride + column, mul(gate, up), count);
 }
 
 void widen(const void* x, Number type, int64_t n, float* out) {
