@@ -7,7 +7,7 @@
 Where neighbours halve the speed of a core for minutes, two runs one after the other say nothing about a few per cent.
 So each core has two processes, one for each build, of which one at a time makes one call, with one thread: the median
 of the quotients of neighbouring calls is steady to a hundredth (give a build twice to see). Products of a layer, over
-all layers' weights, and attention over prompts and over decoding rows in bf16.
+all layers' weights, its norms, and attention over prompts and over decoding rows in bf16.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def cases(model: str, format: str, rows: list[int]) -> Iterator[Case]:
 
     from octavo.ops.cpu.attention import paged_attention
     from octavo.ops.cpu.linear import gated_linear_packed, linear_packed
+    from octavo.ops.cpu.norm import add_rms_norm
 
     def product(x: torch.Tensor, weight: object, is_gated: bool) -> Callable[[], object]:
         return lambda: gated_linear_packed(x, weight, None, "silu") if is_gated else linear_packed(x, weight)
@@ -53,6 +54,16 @@ def cases(model: str, format: str, rows: list[int]) -> Iterator[Case]:
         for number in rows:
             x = torch.randn(number, inputs).bfloat16()
             yield f"{name}, {number} rows", [product(x, weight, name == "gated") for weight in weights]
+
+    hidden = SHAPES[model]["out"][0][0]
+    ones = torch.ones(hidden).bfloat16()
+
+    def norm(x: torch.Tensor, residual: torch.Tensor) -> Callable[[], object]:
+        return lambda: add_rms_norm(x, residual, ones, 1e-5)
+
+    for number in rows:
+        pairs = [(torch.randn(number, hidden).bfloat16(), torch.randn(number, hidden).bfloat16()) for _ in range(8)]
+        yield f"sum and norm, {number} rows", [norm(*pair) for pair in pairs]
 
     def attention(q: torch.Tensor, cache: torch.Tensor, *places: torch.Tensor) -> Callable[[], object]:
         return lambda: paged_attention(q, cache, *places, q.shape[2] ** -0.5)
