@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 
 from octavo.attention.backend import AttentionBackend, AttentionQuery
 from octavo.errors import ConfigurationError
@@ -86,9 +86,8 @@ class AttentionSelector:
             if name not in _known:
                 self._made[name] = "unknown"
             else:
-                module, _, attribute = _known[name].partition(":")
                 try:
-                    self._made[name] = getattr(importlib.import_module(module), attribute)()
+                    self._made[name] = resolve_name(_known[name])()
                 except (ImportError, OSError) as error:
                     self._made[name] = f"cannot be imported: {type(error).__name__}: {error}"
         return self._made[name]

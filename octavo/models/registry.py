@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Sequence
+from pkgutil import resolve_name
+from typing import cast
 
 from octavo.errors import UnsupportedModel
 from octavo.layers.stack import CausalLM
@@ -37,8 +38,7 @@ def model_class(names: Sequence[str]) -> type[CausalLM]:
     """The class of the first architecture of `names` (config.json's "architectures") that is known."""
     for name in names:
         if name in _known:
-            module, _, attribute = _known[name].partition(":")
-            return getattr(importlib.import_module(module), attribute)
+            return cast("type[CausalLM]", resolve_name(_known[name]))
     asked = ", ".join(names) or "(config.json names none)"
     near = list(dict.fromkeys(match for name in names for match in difflib.get_close_matches(name, _known, 3, 0.5)))
     known = f"the nearest known are {', '.join(near)}" if near else f"known are {', '.join(architectures())}"

@@ -9,7 +9,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from octavo.core.params import SamplingParams
@@ -72,14 +72,10 @@ class LogitsProcessor(ABC):
 
 def load(path: str, option: str) -> Any:
     """What "module:name" names. Raises ConfigurationError."""
-    module, _, name = path.partition(":")
     try:
-        found: Any = import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        return resolve_name(path)
     except Exception as error:  # a module may raise anything
         raise ConfigurationError(f"{option}: {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    return found
 
 
 def load_classes(paths: Iterable[str]) -> list[type[LogitsProcessor]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import Any
 
 from octavo.errors import ConfigurationError
@@ -40,8 +40,8 @@ class ParserRegistry:
             hint = f"the nearest known are {', '.join(near)}" if near else f"known are {', '.join(self.names)}"
             raise ConfigurationError(f'{self._option} {name!r} is unknown; {hint}, or give your own as "module:Class"')
         try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            found = resolve_name(target)
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigurationError(f"{self._option} {name!r} cannot be loaded: {error}") from error
         if not isinstance(found, type):
             raise ConfigurationError(f"{self._option} {name!r} must name a class, got {found!r}")

@@ -7,7 +7,6 @@ memory, and the next form finds a new one.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import socket
 import struct
@@ -17,6 +16,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol
 
 import msgspec
@@ -180,8 +180,7 @@ def main(arguments: list[str]) -> None:
     with suppress(ConnectionError):
         words = msgspec.msgpack.decode(receive(), type=Words)
         vocabulary = Vocabulary(words.size, words.pieces, frozenset(words.special_ids), tuple(words.eos_token_ids))
-        module, _, attribute = arguments[1].partition(":")
-        compiler: ByteCompiler = getattr(importlib.import_module(module), attribute)(vocabulary)
+        compiler: ByteCompiler = resolve_name(arguments[1])(vocabulary)
         _limit_memory()
         send(Answer())
         while True:

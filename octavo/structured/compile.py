@@ -3,12 +3,12 @@ the form says, and bounded whatever it says."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pkgutil import resolve_name
 
 import msgspec
 import numpy as np
@@ -143,9 +143,8 @@ class Compiler:
         with self._setup:
             known = self._backends.get(name)
             if known is None:
-                module, _, attribute = _HOMES[name].partition(":")
                 try:
-                    known = getattr(importlib.import_module(module), attribute)(vocabulary, self._num_threads)
+                    known = resolve_name(_HOMES[name])(vocabulary, self._num_threads)
                 except ImportError as error:
                     known = f"{_PACKAGES.get(name, name)} is not installed (pip install 'octavo[grammars]'): {error}"
                 self._backends[name] = known  # type: ignore[assignment]
