@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,8 +92,8 @@ def test_windows_and_backends_by_kind_of_layer(monkeypatch):
         def why_not(self, query: Any) -> str | None:
             return "no windows here" if query.window else None
 
-    monkeypatch.setattr(select, "_known", {**select._known, "picky": f"{__name__}:Picky"})
-    monkeypatch.setattr(select.importlib, "import_module", importer(select.importlib.import_module, Picky))
+    monkeypatch.setitem(sys.modules, "octavo_test_backends", SimpleNamespace(Picky=Picky))
+    monkeypatch.setattr(select, "_known", {**select._known, "picky": "octavo_test_backends:Picky"})
     found = configured(WINDOW)
     platform = type(found.platform)(
         **{**vars(found.platform), "attention_order": lambda query: ("absent", "picky", "torch_sdpa")}
@@ -105,10 +107,6 @@ def test_windows_and_backends_by_kind_of_layer(monkeypatch):
     assert by_name["picky"].startswith("1 layers of 4 heads of 8") and "not absent: unknown" in by_name["picky"]
     assert "window 24" in by_name["torch_sdpa"] and "not picky: no windows here" in by_name["torch_sdpa"]
     assert all("the first of absent, picky, torch_sdpa that can" in why for why in by_name.values())
-
-
-def importer(real: Any, backend: type) -> Any:
-    return lambda name: type("module", (), {"Picky": backend}) if name == __name__ else real(name)
 
 
 @pytest.mark.parametrize("model", [MAMBA2, BAMBA, WINDOW], ids=["mamba2", "bamba", "window"])
